@@ -1,0 +1,88 @@
+"""What a Python program needs to live with dependencies that fail.
+
+Everything that most programs use stands here; the rest is in the rooms: `resilience.events`, `resilience.breaker`,
+`resilience.testing`. Names are loaded when they are first used, so that `import resilience` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .breaker import (
+        CircuitBreaker,
+        CircuitBreakerConfig,
+        CircuitBreakerRegistry,
+        CircuitState,
+        circuit_breaker,
+        circuit_breakers,
+    )
+    from .errors import (
+        BulkheadFullError,
+        CallTimeoutError,
+        CircuitOpenError,
+        ConfigurationError,
+        PoolClosedError,
+        PoolDeadlockError,
+        PoolFullError,
+        PoolTimeoutError,
+        PoolUsageError,
+        RateLimitedError,
+        RejectedError,
+        ResilienceError,
+    )
+    from .events import Event, subscribe
+    from .windows import CountWindow, TimeWindow
+
+_ROOM_OF = {
+    name: room
+    for room, names in {
+        "breaker": "CircuitBreaker CircuitBreakerConfig CircuitBreakerRegistry CircuitState circuit_breaker "
+        "circuit_breakers",
+        "errors": "BulkheadFullError CallTimeoutError CircuitOpenError ConfigurationError PoolClosedError "
+        "PoolDeadlockError PoolFullError PoolTimeoutError PoolUsageError RateLimitedError RejectedError "
+        "ResilienceError",
+        "events": "Event subscribe",
+        "windows": "CountWindow TimeWindow",
+    }.items()
+    for name in names.split()
+}
+
+__all__ = [
+    "BulkheadFullError",
+    "CallTimeoutError",
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitBreakerRegistry",
+    "CircuitOpenError",
+    "CircuitState",
+    "ConfigurationError",
+    "CountWindow",
+    "Event",
+    "PoolClosedError",
+    "PoolDeadlockError",
+    "PoolFullError",
+    "PoolTimeoutError",
+    "PoolUsageError",
+    "RateLimitedError",
+    "RejectedError",
+    "ResilienceError",
+    "TimeWindow",
+    "circuit_breaker",
+    "circuit_breakers",
+    "subscribe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{room}", __name__), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,113 @@
+"""What an exception says about the callee: one place for every way in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import TypeAlias
+
+from resilience.errors import RejectedError, type_name
+
+from .config import CircuitBreakerConfig, ExceptionFilter
+
+
+class Verdict(Enum):
+    """What the end of a call says about the callee."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    NEUTRAL = "neutral"
+    """Nothing: it is as if the call had not been made."""
+    CANCELLED = "cancelled"
+    """Nothing if it was quick; that the callee is slow, if it was slow. Outer timeouts look like this."""
+
+
+PredicateFailure: TypeAlias = tuple[str, str]
+"""The field of the configuration, and the name of the type that its function raised."""
+
+Judge: TypeAlias = Callable[[BaseException], tuple[Verdict, PredicateFailure | None]]
+
+
+def make_judge(config: CircuitBreakerConfig) -> Judge:
+    """Give the function that judges exceptions as `config` says.
+
+    A group is judged by its leaves: a failure if any leaf is one, else a success if any is, else neutral if any is;
+    cancelled only if nothing but cancellations is in it. Anyio's task groups raise such groups as a matter of routine.
+
+    A function of the user that raises counts the call as failed: to guess that all is well would hide an outage.
+    """
+    ignored = _matcher("ignore", config.ignore)
+    failed = _matcher("failure_on", config.failure_on)
+    counted_rejections = _named_rejections(config.failure_on)
+
+    def judge_leaf(error: BaseException) -> Verdict:
+        if is_cancellation(error):
+            return Verdict.CANCELLED
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            return Verdict.NEUTRAL
+        if isinstance(error, RejectedError) and not isinstance(error, counted_rejections):
+            return Verdict.NEUTRAL  # an inner policy of ours refused: the callee was not even asked
+        if ignored(error):
+            return Verdict.NEUTRAL
+        if failed(error):
+            return Verdict.FAILURE
+        # Anything beyond Exception that nobody named ends a program or a test; it is no answer of the callee.
+        return Verdict.SUCCESS if isinstance(error, Exception) else Verdict.NEUTRAL
+
+    def judge(error: BaseException) -> tuple[Verdict, PredicateFailure | None]:
+        try:
+            if not isinstance(error, BaseExceptionGroup):
+                return judge_leaf(error), None
+            verdicts = {judge_leaf(leaf) for leaf in _leaves(error)}
+        except _PredicateRaised as raised:
+            return Verdict.FAILURE, raised.failure
+        return next(one for one in _GROUP_ORDER if one in verdicts), None
+
+    return judge
+
+
+_GROUP_ORDER = (Verdict.FAILURE, Verdict.SUCCESS, Verdict.NEUTRAL, Verdict.CANCELLED)
+
+
+class _PredicateRaised(Exception):  # noqa: N818 - a signal within this file, not an error of anybody's
+    def __init__(self, failure: PredicateFailure) -> None:
+        self.failure = failure
+
+
+def _matcher(field: str, given: ExceptionFilter) -> Callable[[BaseException], bool]:
+    if isinstance(given, type | tuple):
+        return lambda error: isinstance(error, given)
+
+    def ask(error: BaseException) -> bool:
+        try:
+            return bool(given(error))
+        except Exception as raised:  # noqa: BLE001 - a user's function may raise anything
+            raise _PredicateRaised((field, type_name(raised))) from None
+
+    return ask
+
+
+def _named_rejections(failure_on: ExceptionFilter) -> tuple[type[BaseException], ...]:
+    """Give the types by which our own rejections were counted in on purpose; `Exception` is no such purpose."""
+    kinds = failure_on if isinstance(failure_on, tuple) else (failure_on,)
+    return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, RejectedError))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    pending: list[BaseException] = [group]  # a list, not recursion: a group may be nested deeper than the stack
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            yield error
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Tell whether `error` is asyncio's or trio's cancellation, without importing either."""
+    return any(
+        # With a default: another thread may be in the middle of importing the module.
+        isinstance(error, getattr(sys.modules.get(module), kind, ()))
+        for module, kind in (("asyncio", "CancelledError"), ("trio", "Cancelled"))
+    )

@@ -1,0 +1,539 @@
+"""The circuit breaker's decisions: what is let in, what its end means, when the state moves. Pure.
+
+Everything that moves the state is in this file, and every move is a row of `TRANSITIONS`. The shell (`breaker.py`)
+calls these functions one at a time under its lock, hands `now` in, and turns `news` into events.
+
+Generations: each state change begins a new *era*, and each admitted call carries the era that it was admitted in. A
+result from an older era is counted as late and decides nothing. (The idea is gobreaker's.)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import count
+from math import inf, nextafter
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from resilience.windows import FAILED, GONE, SLOW, SUCCESS, Window
+
+from .classify import Verdict
+from .config import CircuitBreakerConfig, CircuitState
+
+CLOSED, OPEN, HALF_OPEN, FORCED_OPEN, DISABLED, METRICS_ONLY = CircuitState
+
+
+class Trigger(StrEnum):
+    """What moves a circuit breaker."""
+
+    FAILURE_RATE = "failure_rate"
+    SLOW_CALL_RATE = "slow_call_rate"
+    OPEN_TIME_OVER = "open_time_over"
+    PROBES_FAILED = "probes_failed"
+    PROBES_SLOW = "probes_slow"
+    PROBES_SUCCEEDED = "probes_succeeded"
+    TRIP = "trip"
+    FORCE_OPEN = "force_open"
+    DISABLE = "disable"
+    METRICS_ONLY = "metrics_only"
+    RESET = "reset"
+
+
+_ORDERS: Final = {
+    Trigger.TRIP: OPEN,
+    Trigger.FORCE_OPEN: FORCED_OPEN,
+    Trigger.DISABLE: DISABLED,
+    Trigger.METRICS_ONLY: METRICS_ONLY,
+    Trigger.RESET: CLOSED,
+}
+"""What people may ask for in any state."""
+
+TRANSITIONS: Final[Mapping[tuple[CircuitState, Trigger], CircuitState]] = MappingProxyType(
+    {
+        (CLOSED, Trigger.FAILURE_RATE): OPEN,
+        (CLOSED, Trigger.SLOW_CALL_RATE): OPEN,
+        (OPEN, Trigger.OPEN_TIME_OVER): HALF_OPEN,
+        (HALF_OPEN, Trigger.PROBES_FAILED): OPEN,
+        (HALF_OPEN, Trigger.PROBES_SLOW): OPEN,
+        (HALF_OPEN, Trigger.PROBES_SUCCEEDED): CLOSED,
+        **{(state, order): target for state in CircuitState for order, target in _ORDERS.items()},
+    }
+)
+
+_MARKED: Final = SUCCESS | SLOW
+"""A call that is overdue and still running: slow for certain, failed perhaps later."""
+
+
+class Call:
+    """A call that was let in; its end is reported with it.
+
+    Attributes:
+        era: in which it was admitted.
+        started: the breaker's time then; NaN for the call that stands for all that nobody times.
+        answered: when a stream gave its first item, else None.
+        mark: where it was counted as slow while still running, as window and ticket, else None.
+    """
+
+    __slots__ = ("answered", "era", "mark", "started")
+
+    def __init__(self, era: int, started: float) -> None:
+        self.era = era
+        self.started = started
+        self.answered: float | None = None
+        self.mark: tuple[Window | None, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a window, or a round of probes, held. Rates are shares, None where too little is known."""
+
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    failure_rate: float | None = None
+    slow_call_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The state moved; `counts` are those of the era that ended."""
+
+    before: CircuitState
+    after: CircuitState
+    era: int
+    reason: str
+    counts: Counts
+    open_for: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exceeded:
+    """A rate reached its threshold."""
+
+    threshold: Trigger
+    rate: float
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReplaced:
+    """A silent probe lost its place."""
+
+    age: float
+
+
+News: TypeAlias = Moved | Exceeded | ProbeReplaced
+
+
+class BreakerCore:
+    """One breaker's state and the rules that change it. Not thread-safe: one call at a time.
+
+    Attributes:
+        state, era: where it is, and the number of this stretch, from 1.
+        untimed: the one call that stands for every call of this era, where their starts do not matter; else None.
+        saturated: the same call while its era's window is full of successes: one more would change nothing; else None.
+        admissions, endings: count the calls let in, and those whose end was reported, over all eras.
+        rejected, late: refused calls and results that came after their era, over the breaker's life.
+        reopen_attempt: how often it reopened since it was closed.
+        news: what happened and was not told yet.
+        unasked: an opening whose time a function of the user's is to give: (its number, the reopen attempt).
+    """
+
+    __slots__ = (
+        "_concurrency",
+        "_config",
+        "_draw",
+        "_exceeded",
+        "_failed_probes",
+        "_failures_to_open",
+        "_frozen",
+        "_marked_probes",
+        "_open_until",
+        "_opened_at",
+        "_openings",
+        "_probed",
+        "_probes",
+        "_slow_after",
+        "_slow_probes",
+        "_slow_to_open",
+        "_timed",
+        "_window",
+        "admissions",
+        "endings",
+        "era",
+        "late",
+        "news",
+        "rejected",
+        "reopen_attempt",
+        "saturated",
+        "state",
+        "unasked",
+        "untimed",
+    )
+
+    _window: Window | None
+
+    def __init__(self, config: CircuitBreakerConfig, now: float, draw: Callable[[], float]) -> None:
+        self._config = config
+        self._draw = draw
+        self._slow_after = config.slow_call_duration
+        probes = config.half_open_calls
+        self._concurrency = config.half_open_concurrency or probes
+        self._failures_to_open = _least_share(probes, config.failure_rate_threshold)
+        self._slow_to_open = _least_share(probes, config.slow_call_rate_threshold)
+        self.state = config.initial_state
+        self.era = 1
+        self.rejected = 0
+        self.late = 0
+        self.reopen_attempt = 0
+        self.news: list[News] = []
+        self.unasked: tuple[int, int] | None = None
+        # `next` of a count is one atomic step, so that the shell may admit, and settle, without its lock where nothing
+        # else changes.
+        self.admissions = count()
+        self.endings = count()
+        self._openings = 0
+        self._opened_at = self._open_until = now
+        self._frozen = Counts()
+        if self.state is OPEN:
+            self._open(now)
+        self._begin(now)
+
+    # --- calls ---
+
+    def admit(self, now: float) -> Call | None:
+        """Let a call in, or refuse it (None)."""
+        if self._timed:
+            self._see_overdue(now)
+        if self.state is OPEN and now >= self._open_until:
+            self._move(Trigger.OPEN_TIME_OVER, now)
+        while self.state is HALF_OPEN and not self._has_room():
+            if not self._replace_silent_probe(now):
+                break
+        state = self.state
+        if state is OPEN or state is FORCED_OPEN or (state is HALF_OPEN and not self._has_room()):
+            self.rejected += 1
+            return None
+        next(self.admissions)
+        call = Call(self.era, now)
+        if state is HALF_OPEN:
+            self._probes[call] = None
+        if self._slow_after is not None and state is not DISABLED:
+            self._timed[call] = None
+        return call
+
+    def answer(self, call: Call, now: float) -> None:
+        """A stream gave its first item: from here on it is as quick, or as slow, as it was until now."""
+        if self._timed:
+            self._see_overdue(now)
+            self._timed.pop(call, None)
+        call.answered = now
+
+    def settle(self, call: Call, verdict: Verdict, now: float) -> bool:
+        """Take in the end of a call, once for each admitted one; tell whether it was slow."""
+        next(self.endings)
+        slow = self._is_slow(call, now)
+        if self._timed:
+            self._timed.pop(call, None)
+            self._see_overdue(now)
+        if verdict is Verdict.SUCCESS:
+            outcome = SUCCESS
+        elif verdict is Verdict.FAILURE:
+            outcome = FAILED
+        else:
+            # Cancelled after it was slow: most hung calls end like this, cut off by a timeout further out.
+            outcome = SUCCESS if slow and verdict is Verdict.CANCELLED else GONE
+        if slow and outcome:
+            outcome |= SLOW
+        if call.era != self.era or (self.state is HALF_OPEN and call not in self._probes):
+            if outcome:
+                self.late += 1
+        elif self.state is HALF_OPEN:
+            self._settle_probe(call, outcome, now)
+        elif self._window is not None:
+            self._settle_in_window(self._window, call, outcome, now)
+        return slow
+
+    def _is_slow(self, call: Call, now: float) -> bool:
+        if self._slow_after is None:
+            return False
+        end = now if call.answered is None else call.answered
+        # What was counted as slow stays slow, though this thread may have read its clock before the other one did.
+        return end - call.started >= self._slow_after or call.mark is not None
+
+    def _settle_in_window(self, window: Window, call: Call, outcome: int, now: float) -> None:
+        if call.mark is None:
+            if not outcome:
+                return
+            window.add(outcome, now)
+        else:
+            marked, ticket = call.mark
+            if marked is window:  # else it was emptied since
+                window.amend(ticket, _MARKED, outcome, now)
+        if outcome and (window.failures or window.slow):
+            self._judge_window(window, now)
+        self.saturated = self.untimed if window.is_saturated() else None
+
+    def _settle_probe(self, call: Call, outcome: int, now: float) -> None:
+        del self._probes[call]
+        marked = call.mark is not None
+        if marked:
+            self._marked_probes -= 1
+            self._probed -= 1
+            self._slow_probes -= 1
+        if outcome:
+            self._probed += 1
+            self._slow_probes += outcome >= SLOW
+            self._failed_probes += outcome & FAILED == FAILED
+            self._judge_probes(now)
+
+    def _see_overdue(self, now: float) -> None:
+        """Count calls that are slow already though they still run: a hang is seen within one slow call's time."""
+        timed, slow_after = self._timed, self._slow_after
+        while timed and slow_after is not None:
+            call = next(iter(timed))
+            if now - call.started < slow_after:
+                return
+            del timed[call]
+            if self.state is HALF_OPEN:
+                call.mark = None, 0
+                self._marked_probes += 1
+                self._probed += 1
+                self._slow_probes += 1
+                self._judge_probes(now)
+            elif self._window is not None:
+                call.mark = self._window, self._window.add(_MARKED, now)
+                self._judge_window(self._window, now)
+            timed = self._timed  # a move has begun another era
+
+    # --- verdicts ---
+
+    def _judge_window(self, window: Window, now: float) -> None:
+        """Compare the rates with their thresholds, after every counted call: a success may open the circuit too."""
+        calls, config = window.calls, self._config
+        if calls < config.minimum_calls:
+            return
+        failure_rate, slow_call_rate = window.failures / calls, window.slow / calls
+        if failure_rate >= config.failure_rate_threshold:
+            self._exceed(Trigger.FAILURE_RATE, failure_rate, calls)
+        if slow_call_rate >= config.slow_call_rate_threshold:
+            self._exceed(Trigger.SLOW_CALL_RATE, slow_call_rate, calls)
+        if self._exceeded and self.state is CLOSED:
+            self._move(min(self._exceeded), now)
+
+    def _exceed(self, threshold: Trigger, rate: float, calls: int) -> None:
+        if threshold not in self._exceeded:
+            self._exceeded.add(threshold)
+            self.news.append(Exceeded(threshold, rate, calls))
+
+    def _judge_probes(self, now: float) -> None:
+        """Decide as soon as the arithmetic is settled, both ways: a dead callee is spared the rest of the round."""
+        if self._failed_probes >= self._failures_to_open:
+            self._move(Trigger.PROBES_FAILED, now)
+        elif self._slow_probes >= self._slow_to_open:
+            self._move(Trigger.PROBES_SLOW, now)
+        else:
+            outstanding = self._config.half_open_calls - self._probed
+            # An overdue probe is a slow result already, but may still turn out to fail.
+            may_fail = outstanding + self._marked_probes
+            may_be_slow = outstanding if self._slow_after is not None else 0
+            if (
+                self._failed_probes + may_fail < self._failures_to_open
+                and self._slow_probes + may_be_slow < self._slow_to_open
+            ):
+                self._move(Trigger.PROBES_SUCCEEDED, now)
+
+    # --- probes ---
+
+    def _has_room(self) -> bool:
+        return self._is_room(len(self._probes), self._marked_probes)
+
+    def _is_room(self, probes: int, marked: int) -> bool:
+        """Tell whether one more result is wanted and one more probe may run; marked probes have their result."""
+        return probes < self._concurrency and self._probed + probes - marked < self._config.half_open_calls
+
+    def _replace_silent_probe(self, now: float) -> bool:
+        """Take the place of the oldest probe if its lease is over: a probe may never report."""
+        oldest = next(iter(self._probes))
+        if now - oldest.started < self._config.probe_lease:
+            return False
+        del self._probes[oldest]
+        self._timed.pop(oldest, None)
+        self.news.append(ProbeReplaced(now - oldest.started))
+        if oldest.mark is not None:
+            self._marked_probes -= 1
+            self._judge_probes(now)
+        return True
+
+    def _room_at(self) -> float:
+        """Give the time when enough leases are over to let one more probe in."""
+        probes, marked = len(self._probes), self._marked_probes
+        at = self._opened_at
+        for probe in self._probes:
+            probes -= 1
+            marked -= probe.mark is not None
+            at = probe.started + self._config.probe_lease
+            if self._is_room(probes, marked):
+                break
+        return at
+
+    # --- moves ---
+
+    def order(self, trigger: Trigger, now: float, *, reason: str | None = None, open_for: float | None = None) -> None:
+        """Do what people ask for: one of TRIP, FORCE_OPEN, DISABLE, METRICS_ONLY, RESET."""
+        self._move(trigger, now, reason=reason, open_for=open_for)
+
+    def _move(self, trigger: Trigger, now: float, *, reason: str | None = None, open_for: float | None = None) -> None:
+        before, after = self.state, TRANSITIONS[self.state, trigger]
+        if after is before:
+            self._stay(now, open_for)
+            return
+        counts = self.counts(now)
+        if before is HALF_OPEN and self._probed:  # a round that ended has rates, however few its calls
+            rates = self._failed_probes / self._probed, self._slow_probes / self._probed
+            counts = Counts(counts.calls, counts.failures, counts.slow, *rates)
+        if after is CLOSED:
+            self.reopen_attempt = 0
+        elif after is OPEN:
+            self.reopen_attempt += before is HALF_OPEN
+            self._frozen = counts
+            open_for = self._open(now, open_for)
+        self.state = after
+        self.era += 1
+        self._begin(now)
+        self.news.append(Moved(before, after, self.era, reason or trigger.value, counts, open_for))
+
+    def _stay(self, now: float, open_for: float | None) -> None:
+        """Obey an order that leads to the same state: no new era, no news."""
+        if self.state is OPEN:
+            self._open(now, open_for)
+        elif self.state is CLOSED:
+            self._window = self._config.window.open(now)
+            self.saturated = None
+
+    def _begin(self, now: float) -> None:
+        """Set up a new era."""
+        self._window = None
+        if self.state is CLOSED or self.state is METRICS_ONLY:
+            self._window = self._config.window.open(now)
+        self._timed: OrderedDict[Call, None] = OrderedDict()  # in order of their starts; may become overdue
+        self._probes: OrderedDict[Call, None] = OrderedDict()  # in flight, in order of their starts
+        self._probed = self._failed_probes = self._slow_probes = 0
+        self._marked_probes = 0
+        self._exceeded: set[Trigger] = set()
+        passes = self.state is CLOSED or self.state is METRICS_ONLY or self.state is DISABLED
+        self.untimed = Call(self.era, float("nan")) if passes and self._slow_after is None else None
+        self.saturated = self.untimed if self.state is DISABLED else None
+
+    def _open(self, now: float, open_for: float | None = None) -> float:
+        config = self._config
+        self._openings += 1
+        self._opened_at = now
+        if open_for is None:
+            if callable(config.open_duration):
+                # The user's function is asked later, outside the lock; until it answers the cap holds.
+                self.unasked = self._openings, self.reopen_attempt
+                open_for = config.max_open_duration
+            else:
+                # Drawn here, once: drawn at each look, the shortest of many draws would win.
+                share = 1 + config.open_jitter * self._draw()
+                open_for = _grow(config.open_duration, config.open_backoff, self.reopen_attempt) * share
+        open_for = min(open_for, config.max_open_duration)
+        self._open_until = now + open_for
+        return open_for
+
+    def set_open_time(self, opening: int, seconds: float) -> float | None:
+        """Apply the answer of the user's function, unless the circuit has moved on; give the time that holds."""
+        if opening != self._openings or self.state is not OPEN:
+            return None
+        open_for = min(max(seconds, 0.0), self._config.max_open_duration)
+        self._open_until = self._opened_at + open_for
+        return open_for
+
+    # --- reading ---
+
+    def would_admit(self, now: float) -> bool:
+        """Tell what `admit` would do, by doing it to a copy: nothing is counted, drawn or moved."""
+        if self._window is not None and not (self._timed and self._is_slow(next(iter(self._timed)), now)):
+            return True
+        return self._copy().admit(now) is not None
+
+    def _copy(self) -> BreakerCore:
+        twin = copy.copy(self)
+        twin.news, twin.admissions, twin.endings = [], count(), count()
+        twin._draw = lambda: 0.0  # noqa: SLF001 - the generator of the original must not move
+        calls = {call: copy.copy(call) for call in (*self._timed, *self._probes)}
+        twin._timed = OrderedDict.fromkeys(calls[call] for call in self._timed)  # noqa: SLF001 - its own copy
+        twin._probes = OrderedDict.fromkeys(calls[call] for call in self._probes)  # noqa: SLF001 - its own copy
+        twin._window = copy.deepcopy(self._window)  # noqa: SLF001 - its own copy
+        twin._exceeded = set(self._exceeded)  # noqa: SLF001 - its own copy
+        return twin
+
+    def look(self, now: float) -> None:
+        """See what is overdue by now, as an admission would; part of taking a snapshot."""
+        if self._timed:
+            self._see_overdue(now)
+
+    def retry_after(self, now: float) -> float | None:
+        """Give the seconds after which a refused caller should ask again; None where no time is known."""
+        if self.state is OPEN:
+            at = self._open_until
+        elif self.state is HALF_OPEN and not self._has_room():
+            at = self._room_at()
+        else:
+            return None
+        wait = max(at - now, 0.0)
+        while now + wait < at:  # rounding: who waits exactly so long must not come a moment too early
+            wait = nextafter(wait, inf)
+        return wait
+
+    def in_flight(self) -> int:
+        """Count the calls whose end is still to come, over all eras."""
+        # Looking at a count takes a number off it; both are looked at alike, which leaves their difference as it was.
+        ended = next(self.endings)
+        return max(next(self.admissions) - ended, 0)
+
+    def counts(self, now: float) -> Counts:
+        """Give what decides at present: the window, the window that tripped, or the probes so far."""
+        window, minimum = self._window, self._config.minimum_calls
+        if self.state is OPEN:
+            return self._frozen  # what it was opened by
+        if self.state is HALF_OPEN:
+            return Counts(self._probed, self._failed_probes, self._slow_probes)
+        if window is None:
+            return Counts()
+        window.advance(now)
+        calls = window.calls
+        if calls < minimum:
+            return Counts(calls, window.failures, window.slow)
+        return Counts(calls, window.failures, window.slow, window.failures / calls, window.slow / calls)
+
+    def is_as_new(self, now: float) -> bool:
+        """Tell whether a new breaker would behave the same from here on."""
+        return (
+            self.state is CLOSED
+            and self._config.initial_state is CLOSED
+            and self.in_flight() == 0
+            and self.counts(now).calls == 0
+        )
+
+
+def _least_share(total: int, threshold: float) -> int:
+    """Give the least part of `total` whose share reaches `threshold`."""
+    # By the same division that rates are made with: 7 of 10 reach 0.7, though 0.7 * 10 is more than 7.
+    part = max(1, int(total * threshold) - 1)
+    while part / total < threshold:
+        part += 1
+    return part
+
+
+def _grow(base: float, factor: float, times: int) -> float:
+    """Give `base * factor ** times`, which may be infinite, for the caller to cap."""
+    try:
+        return base * factor**times if base else 0.0
+    except OverflowError:  # after about a thousand reopenings in a row
+        return inf

@@ -1,0 +1,189 @@
+"""Circuit breakers by name: one for all who call the same dependency, and never too many."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar, cast, overload
+from weakref import WeakValueDictionary
+
+from resilience.checks import check_function, check_int, check_name
+from resilience.clock import Clock
+from resilience.errors import ConfigurationError
+from resilience.events import BreakerAdded, BreakerRemoved, Event, Outbox, RegistryFull
+
+from .breaker import CircuitBreaker, CircuitBreakerSnapshot, merged
+from .config import CircuitBreakerConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class CircuitBreakerRegistry:
+    """Gives the same breaker for the same name, and keeps at most `max_size` of them.
+
+    When it is full, a breaker that is closed, idle and has counted nothing makes room: a new one would behave the
+    same, so nothing is lost, and names made from input (hosts, tenants) cannot fill the memory. No other is ever
+    evicted. Whoever still holds an evicted breaker shares it with all who ask for its name.
+
+    Args:
+        default: configuration of breakers that come without one; None is `CircuitBreakerConfig()`.
+        max_size: at least 1.
+        clock: monotonic seconds, given to every breaker made here.
+
+    Raises:
+        ConfigurationError: a value that makes no sense.
+    """
+
+    def __init__(
+        self,
+        default: CircuitBreakerConfig | None = None,
+        *,
+        max_size: int = 10_000,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        check_int("max_size", max_size)
+        check_function("clock", clock)
+        self._default = merged(CircuitBreakerConfig() if default is None else default, {})
+        self._max_size = max_size
+        self._clock = clock
+        # Guards the two maps. Reentrant, because the garbage collector may run a `__del__` that asks for a breaker.
+        self._lock = threading.RLock()
+        self._listed: dict[str, CircuitBreaker] = {}
+        self._held_elsewhere: WeakValueDictionary[str, CircuitBreaker] = WeakValueDictionary()
+        self._outbox = Outbox()
+
+    def get(self, name: str, config: CircuitBreakerConfig | None = None, **overrides: Any) -> CircuitBreaker:
+        """Give the breaker of this name, made now if there is none.
+
+        Args:
+            name: a non-empty string.
+            config: how it shall judge; None takes the registry's default.
+            overrides: fields in place of that configuration's.
+
+        Without `config` and overrides, whatever breaker has the name is given, however it is configured.
+
+        Raises:
+            ConfigurationError: the name is taken by a breaker of another configuration (two parts of a program
+                disagree about one dependency; the message names the fields), or a value makes no sense.
+        """
+        check_name(name)
+        wanted = None
+        if config is not None or overrides:
+            wanted = merged(self._default if config is None else config, overrides)
+        with self._lock:
+            breaker = self._listed.get(name) or self._held_elsewhere.get(name)
+            if breaker is None:
+                breaker = CircuitBreaker(name, wanted or self._default, clock=self._clock)
+                self._add(breaker)
+        self._outbox.deliver()
+        if wanted is not None and breaker.config != wanted:
+            raise ConfigurationError(
+                f"circuit breaker {name!r} exists with another configuration, which differs in "
+                f"{breaker.config.difference(wanted)}: give both places the same, or use another name"
+            )
+        return breaker
+
+    def _add(self, breaker: CircuitBreaker) -> None:
+        now = self._clock()
+        if len(self._listed) < self._max_size or self._evict(now):
+            self._listed[breaker.name] = breaker
+            self._put(BreakerAdded(breaker.name, now))
+        else:
+            self._held_elsewhere[breaker.name] = breaker
+            self._put(RegistryFull(breaker.name, now, len(self._listed)))
+
+    def _evict(self, now: float) -> bool:
+        for name, breaker in self._listed.items():
+            if breaker.is_as_new():
+                del self._listed[name]
+                self._held_elsewhere[name] = breaker
+                self._put(BreakerRemoved(name, now, "evicted"))
+                return True
+        return False
+
+    def _put(self, event: Event) -> None:
+        if type(event).sinks:
+            self._outbox.put(event)
+
+    def remove(self, name: str) -> bool:
+        """Forget the breaker of this name; tell whether there was one.
+
+        The next `get` makes a new one. Functions that the removed breaker guards keep it and its state.
+        """
+        with self._lock:
+            listed = self._listed.pop(name, None)
+            removed = self._held_elsewhere.pop(name, None) or listed
+            if removed is not None:
+                self._put(BreakerRemoved(name, self._clock(), "removed"))
+        self._outbox.deliver()
+        return removed is not None
+
+    def snapshot(self) -> dict[str, CircuitBreakerSnapshot]:
+        """Give the snapshot of every listed breaker, by name."""
+        return {breaker.name: breaker.snapshot() for breaker in self}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._listed
+
+    def __iter__(self) -> Iterator[CircuitBreaker]:
+        """Iterate over the breakers that are listed now; others may come and go meanwhile."""
+        with self._lock:
+            return iter(list(self._listed.values()))
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    def __repr__(self) -> str:
+        return f"<CircuitBreakerRegistry of {len(self)}, at most {self._max_size}>"
+
+
+circuit_breakers: Final = CircuitBreakerRegistry()
+"""The registry of this process: where `@circuit_breaker` looks, and what monitoring shows."""
+
+
+@overload
+def circuit_breaker(target: F, /) -> F: ...
+@overload
+def circuit_breaker(
+    target: str | CircuitBreaker | None = None, config: CircuitBreakerConfig | None = None, /, **overrides: Any
+) -> Callable[[F], F]: ...
+def circuit_breaker(
+    target: object = None, config: CircuitBreakerConfig | None = None, /, **overrides: Any
+) -> Callable[..., Any]:
+    """Guard a function with a circuit breaker of `circuit_breakers`, found by name.
+
+        @circuit_breaker
+        @circuit_breaker("payments", failure_rate_threshold=0.3)
+        @circuit_breaker(breaker)
+
+    Bare, or without a name, the breaker is called `module.qualname` after the function. Functions with the same name
+    given share one breaker. The guarded function has it as `.circuit_breaker`.
+
+    Args:
+        target: the breaker's name, or a breaker, or (used bare) the function.
+        config: as for `CircuitBreakerRegistry.get`.
+        overrides: fields of the configuration.
+
+    Raises:
+        ConfigurationError: not a function, the name is taken with another configuration, or a value makes no sense.
+    """
+    if isinstance(target, CircuitBreaker):
+        if config is not None or overrides:
+            raise ConfigurationError(
+                f"config must not be given along with a breaker: {target.name!r} has its own configuration"
+            )
+        return target
+    if target is None or isinstance(target, str):
+        return lambda function: _guard(function, target, config, overrides)
+    return _guard(cast("Callable[..., Any]", target), None, config, overrides)
+
+
+def _guard(
+    function: Callable[..., Any], name: str | None, config: CircuitBreakerConfig | None, overrides: dict[str, Any]
+) -> Callable[..., Any]:
+    if name is None:
+        if isinstance(function, type) or not hasattr(function, "__qualname__"):
+            raise ConfigurationError(f"a circuit breaker guards functions, got {function!r}; others need a name given")
+        name = f"{function.__module__}.{function.__qualname__}"
+    return circuit_breakers.get(name, config, **overrides)(function)

@@ -1,0 +1,184 @@
+"""Who hears what: subscriptions, and delivery in the order in which things happened."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Self, TypeAlias
+
+from resilience.checks import is_async
+from resilience.errors import ConfigurationError, type_name
+
+from .records import Event, EventsDropped, SinkFailed
+
+Sink: TypeAlias = Callable[[Any], object]
+"""A plain function of one event, called inline: it must be quick. A slow or async one belongs in a QueueSink."""
+
+MAX_SUBSCRIPTIONS: Final = 1_000
+"""More are refused: so many live sinks mean that somebody subscribes per request and never closes."""
+
+MAX_PENDING: Final = 1_000
+"""Events of one component that may wait behind a slow sink; newer ones are dropped and counted."""
+
+_table_lock = threading.Lock()  # Guards `_subscriptions` and every `Event.sinks`; no sink runs under it.
+_subscriptions: list[Subscription] = []
+
+
+class Subscription:
+    """A sink's place in the table. Ends with `close()` or at the end of its `with` block.
+
+    Attributes:
+        errors: how often the sink raised.
+    """
+
+    __slots__ = ("__weakref__", "_sink", "errors", "name", "types")
+
+    def __init__(self, sink: Sink, types: tuple[type[Event], ...], name: str | None) -> None:
+        self._sink = sink
+        self.types = types
+        self.name = name
+        self.errors = 0
+
+    def deliver(self, event: Event) -> None:
+        """Call the sink; whatever it does, the caller of the component is not harmed."""
+        if self.name is not None and self.name != event.name:
+            return
+        try:
+            result = self._sink(event)
+        except (KeyboardInterrupt, SystemExit):
+            raise  # These belong to the process, whoever they hit.
+        except BaseException as error:  # noqa: BLE001 - a sink that raises CancelledError must not cancel the call
+            self._failed(type_name(error))
+        else:
+            # A lambda around an async function passes the check of `subscribe`; its coroutine would never run.
+            if result is not None and inspect.iscoroutine(result):
+                result.close()
+                self._failed("coroutine")
+
+    def _failed(self, error_type: str) -> None:
+        self.errors += 1
+        if self.errors == 1 and SinkFailed.sinks:
+            report = SinkFailed("events", time.monotonic(), sink=sink_name(self._sink), error_type=error_type)
+            for other in SinkFailed.sinks:
+                if other is not self:
+                    other.deliver(report)
+
+    def close(self) -> None:
+        """Stop listening; closing twice is fine. An event on its way in another thread may still arrive."""
+        with _table_lock:
+            if self in _subscriptions:
+                _subscriptions.remove(self)
+                _refresh(Event)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        told = ", ".join(one.__name__ for one in self.types)
+        return f"<Subscription {sink_name(self._sink)} to {told}{f' of {self.name!r}' if self.name else ''}>"
+
+
+def subscribe(sink: Sink, *types: type[Event], name: str | None = None) -> Subscription:
+    """Let `sink` hear events, from now until the subscription is closed.
+
+    Args:
+        sink: a plain function of one event, called inline after the fact and outside every lock, in the order of `seq`
+            for one component. What it raises is counted and told once (`SinkFailed`), and never harms the call.
+        types: the event types to hear; none means all. A base type brings its subclasses.
+        name: only the component of this name; None means all.
+
+    Raises:
+        ConfigurationError: the sink is async or no function, a type is no event type, or 1,000 subscriptions live
+            already; close those that are no longer needed.
+    """
+    if not callable(sink):
+        raise ConfigurationError(f"sink must be a function of one event, got {type(sink).__name__}")
+    if is_async(sink):
+        raise ConfigurationError(
+            f"sink must be a plain function, got the async {sink_name(sink)}: run it behind resilience.events.QueueSink"
+        )
+    asked: tuple[object, ...] = types
+    for one in asked:
+        if not (isinstance(one, type) and issubclass(one, Event)):
+            raise ConfigurationError(f"types must be event types such as CircuitStateChanged, got {one!r}")
+    if not isinstance(name, str | None):
+        raise ConfigurationError(f"name must be a component's name or None, got {type(name).__name__}")
+    subscription = Subscription(sink, types or (Event,), name)
+    with _table_lock:
+        if len(_subscriptions) >= MAX_SUBSCRIPTIONS:
+            raise ConfigurationError(
+                f"subscriptions must be at most {MAX_SUBSCRIPTIONS} at a time; close those that are no longer needed"
+            )
+        _subscriptions.append(subscription)
+        _refresh(Event)
+    return subscription
+
+
+def _refresh(kind: type[Event]) -> None:
+    """Set `sinks` of `kind` and all below, so that asking "does anybody listen" is one attribute look-up."""
+    kind.sinks = tuple(one for one in _subscriptions if issubclass(kind, one.types))
+    for below in kind.__subclasses__():
+        _refresh(below)
+
+
+def sink_name(sink: object) -> str:
+    """Name a sink in reports: its qualified name, or its type's."""
+    name = getattr(sink, "__qualname__", None) or type(sink).__qualname__
+    return str(name)
+
+
+def emit(event: Event) -> None:
+    """Deliver to everybody who listens to this type."""
+    for subscription in type(event).sinks:
+        subscription.deliver(event)
+
+
+class Outbox:
+    """One component's events on their way out, in order, while many threads act on the component.
+
+    `put` is called under the component's lock, where the order of things is known; `deliver` after it, since no sink
+    may run under a lock. The thread that finds nobody delivering delivers for all; the others go on at once. A sink
+    that acts on the component it hears from only adds to the queue, so there is no recursion.
+
+    Attributes:
+        pending: what is not told yet; looked at after each step of the component.
+    """
+
+    __slots__ = ("_delivering", "_dropped", "pending")
+
+    def __init__(self) -> None:
+        self.pending: deque[Event] = deque()
+        self._delivering = threading.Lock()
+        self._dropped = 0
+
+    def put(self, event: Event) -> None:
+        """Add an event; the caller holds the component's lock."""
+        if len(self.pending) < MAX_PENDING:
+            self.pending.append(event)
+        else:
+            self._dropped += 1
+
+    def deliver(self) -> None:
+        """Tell what is pending; the caller holds no lock."""
+        pending = self.pending
+        # Asked again after the release: another thread may have put an event and found the delivery taken.
+        while pending and self._delivering.acquire(blocking=False):
+            try:
+                while pending:
+                    event = pending.popleft()
+                    emit(event)
+                    if self._dropped:
+                        self._tell_dropped(event)
+            finally:
+                self._delivering.release()
+
+    def _tell_dropped(self, event: Event) -> None:
+        dropped, self._dropped = self._dropped, 0
+        if EventsDropped.sinks:
+            emit(EventsDropped(event.name, event.at, sink="outbox", dropped=dropped))
