@@ -18,7 +18,7 @@ from resilience.checks import check_int, check_number
 
 # An outcome is a small int, because a ring of them is a bytearray and adding them is all the work there is.
 GONE: Final = 0
-SUCCESS: Final = 1
+ANSWERED: Final = 1
 FAILED: Final = 2
 """Bit of a failed call."""
 SLOW: Final = 4
@@ -169,8 +169,8 @@ class TimeBuckets:
         bucket = self._buckets[ticket % len(self._buckets)]
         bucket[0] += 1
         self.calls += 1
-        if outcome != SUCCESS:
-            self._count(bucket, SUCCESS, outcome)
+        if outcome != ANSWERED:
+            self._count(bucket, ANSWERED, outcome)
         return ticket
 
     def amend(self, ticket: int, before: int, after: int, now: float) -> None:

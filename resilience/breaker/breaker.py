@@ -33,7 +33,7 @@ from resilience.events import (
     ThresholdExceeded,
 )
 
-from .classify import PredicateFailure, Verdict, make_judge
+from .classify import FAILURE, NEUTRAL, SUCCESS, PredicateFailure, Verdict, make_judge
 from .config import CircuitBreakerConfig, CircuitState
 from .core import BreakerCore, Call, Exceeded, Moved, Trigger
 
@@ -350,7 +350,7 @@ class CircuitBreaker:
     def _admit_timed(self) -> Call:
         now = self._clock()
         core = self._core
-        refusal = None
+        state, retry_after = core.state, None
         with self._lock:
             intruding, self._busy = self._busy, True
             try:
@@ -358,20 +358,16 @@ class CircuitBreaker:
                 if core.news:
                     self._gather(now)  # what led to a refusal is told before it
                 if call is None:
-                    refusal = self._refuse(now)
+                    state, retry_after = core.state, core.retry_after(now)
+                    if CallRejected.sinks:
+                        self._outbox.put(CallRejected(self._name, now, state, retry_after))
             finally:
                 self._busy = intruding
         if self._pending or core.unasked or self._deferred:
             self._tell(now)
-        if refusal is not None:
-            raise refusal
-        return cast("Call", call)
-
-    def _refuse(self, now: float) -> CircuitOpenError:
-        state, retry_after = self._core.state, self._core.retry_after(now)
-        if CallRejected.sinks:
-            self._outbox.put(CallRejected(self._name, now, state, retry_after))
-        return CircuitOpenError(self._name, state, retry_after, self._last_error_type)
+        if call is None:
+            raise CircuitOpenError(self._name, state, retry_after, self._last_error_type)
+        return call
 
     def _succeed(self, call: Call, result: object) -> None:
         """Settle a call that returned; its result may still be a failure. Lock-free where nothing would change."""
@@ -385,11 +381,11 @@ class CircuitBreaker:
         now = self._clock()
         with self._lock:  # `_settle` written out, without what a quiet success does not need
             if self._busy:
-                self._deferred.append(lambda: self._settle(call, Verdict.SUCCESS))
+                self._deferred.append(lambda: self._settle(call, SUCCESS))
                 return
             self._busy = True
             try:
-                core.settle(call, Verdict.SUCCESS, now)
+                core.settle(call, SUCCESS, now)
                 if core.news:
                     self._gather(now)
             finally:
@@ -398,14 +394,14 @@ class CircuitBreaker:
             self._tell(now)
 
     def _settle_result(self, call: Call, result: object) -> None:
-        verdict, failed = Verdict.SUCCESS, None
+        verdict, failed = SUCCESS, None
         try:
             if self._failure_result is not None and self._failure_result(result):
-                verdict = Verdict.FAILURE
+                verdict = FAILURE
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything; the call keeps its result
-            verdict, failed = Verdict.FAILURE, ("failure_result", type_name(error))
+            verdict, failed = FAILURE, ("failure_result", type_name(error))
         except BaseException:
-            self._settle(call, Verdict.NEUTRAL)
+            self._settle(call, NEUTRAL)
             raise
         self._settle(call, verdict, None, failed)
 
@@ -414,7 +410,7 @@ class CircuitBreaker:
         try:
             verdict, failed = self._judge(error)
         except BaseException:
-            self._settle(call, Verdict.NEUTRAL)
+            self._settle(call, NEUTRAL)
             raise
         self._settle(call, verdict, type_name(error), failed)
 
@@ -429,7 +425,7 @@ class CircuitBreaker:
 
         def step() -> None:
             slow = self._core.settle(call, verdict, now)
-            if verdict is Verdict.FAILURE:
+            if verdict is FAILURE:
                 self._last_error_type = error_type
             if failed is not None and PredicateFailed.sinks:
                 self._outbox.put(PredicateFailed(self._name, now, *failed))
@@ -445,10 +441,10 @@ class CircuitBreaker:
         self._tell(now)
 
     def _put_end(self, verdict: Verdict, now: float, duration: float, error_type: str | None, *, slow: bool) -> None:
-        if verdict is Verdict.FAILURE:
+        if verdict is FAILURE:
             if CallFailed.sinks:
                 self._outbox.put(CallFailed(self._name, now, duration, slow, error_type))
-        elif verdict is Verdict.SUCCESS:
+        elif verdict is SUCCESS:
             if CallSucceeded.sinks:
                 self._outbox.put(CallSucceeded(self._name, now, duration, slow))
         elif CallIgnored.sinks:
@@ -587,10 +583,10 @@ class CircuitBreaker:
                     else:
                         item = source.send(sent)
             except StopIteration as stop:
-                self._settle(call, Verdict.SUCCESS)
+                self._settle(call, SUCCESS)
                 return stop.value
             except GeneratorExit:  # the consumer left: with what it wanted, or before there was anything
-                self._settle(call, Verdict.SUCCESS if answered else Verdict.NEUTRAL)
+                self._settle(call, SUCCESS if answered else NEUTRAL)
                 raise
             except BaseException as error:
                 self._fail(call, error)
@@ -619,9 +615,9 @@ class CircuitBreaker:
                     else:
                         item = await source.asend(sent)
             except StopAsyncIteration:
-                self._settle(call, Verdict.SUCCESS)
+                self._settle(call, SUCCESS)
             except GeneratorExit:  # the consumer left: with what it wanted, or before there was anything
-                self._settle(call, Verdict.SUCCESS if answered else Verdict.NEUTRAL)
+                self._settle(call, SUCCESS if answered else NEUTRAL)
                 raise
             except BaseException as error:
                 self._fail(call, error)
@@ -681,7 +677,7 @@ class Permit:
         Raises:
             RuntimeError: the permit was settled before.
         """
-        self._breaker._settle(self._take(), Verdict.NEUTRAL)  # noqa: SLF001 - the permit is the breaker's other half
+        self._breaker._settle(self._take(), NEUTRAL)  # noqa: SLF001 - the permit is the breaker's other half
 
     def _take(self) -> Call:
         try:

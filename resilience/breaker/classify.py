@@ -23,6 +23,9 @@ class Verdict(Enum):
     """Nothing if it was quick; that the callee is slow, if it was slow. Outer timeouts look like this."""
 
 
+# An attribute of an Enum class is slow to look up on Python 3.11, and these are asked about with every call.
+SUCCESS, FAILURE, NEUTRAL, CANCELLED = Verdict
+
 PredicateFailure: TypeAlias = tuple[str, str]
 """The field of the configuration, and the name of the type that its function raised."""
 
@@ -43,17 +46,17 @@ def make_judge(config: CircuitBreakerConfig) -> Judge:
 
     def judge_leaf(error: BaseException) -> Verdict:
         if is_cancellation(error):
-            return Verdict.CANCELLED
+            return CANCELLED
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-            return Verdict.NEUTRAL
+            return NEUTRAL
         if isinstance(error, RejectedError) and not isinstance(error, counted_rejections):
-            return Verdict.NEUTRAL  # an inner policy of ours refused: the callee was not even asked
+            return NEUTRAL  # an inner policy of ours refused: the callee was not even asked
         if ignored(error):
-            return Verdict.NEUTRAL
+            return NEUTRAL
         if failed(error):
-            return Verdict.FAILURE
+            return FAILURE
         # Anything beyond Exception that nobody named ends a program or a test; it is no answer of the callee.
-        return Verdict.SUCCESS if isinstance(error, Exception) else Verdict.NEUTRAL
+        return SUCCESS if isinstance(error, Exception) else NEUTRAL
 
     def judge(error: BaseException) -> tuple[Verdict, PredicateFailure | None]:
         try:
@@ -61,13 +64,13 @@ def make_judge(config: CircuitBreakerConfig) -> Judge:
                 return judge_leaf(error), None
             verdicts = {judge_leaf(leaf) for leaf in _leaves(error)}
         except _PredicateRaised as raised:
-            return Verdict.FAILURE, raised.failure
+            return FAILURE, raised.failure
         return next(one for one in _GROUP_ORDER if one in verdicts), None
 
     return judge
 
 
-_GROUP_ORDER = (Verdict.FAILURE, Verdict.SUCCESS, Verdict.NEUTRAL, Verdict.CANCELLED)
+_GROUP_ORDER = (FAILURE, SUCCESS, NEUTRAL, CANCELLED)
 
 
 class _PredicateRaised(Exception):  # noqa: N818 - a signal within this file, not an error of anybody's

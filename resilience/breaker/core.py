@@ -19,9 +19,9 @@ from math import inf, nextafter
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from resilience.windows import FAILED, GONE, SLOW, SUCCESS, Window
+from resilience.windows import ANSWERED, FAILED, GONE, SLOW, Window
 
-from .classify import Verdict
+from .classify import CANCELLED, FAILURE, SUCCESS, Verdict
 from .config import CircuitBreakerConfig, CircuitState
 
 CLOSED, OPEN, HALF_OPEN, FORCED_OPEN, DISABLED, METRICS_ONLY = CircuitState
@@ -64,7 +64,7 @@ TRANSITIONS: Final[Mapping[tuple[CircuitState, Trigger], CircuitState]] = Mappin
     }
 )
 
-_MARKED: Final = SUCCESS | SLOW
+_MARKED: Final = ANSWERED | SLOW
 """A call that is overdue and still running: slow for certain, failed perhaps later."""
 
 
@@ -240,13 +240,13 @@ class BreakerCore:
         if self._timed:
             self._timed.pop(call, None)
             self._see_overdue(now)
-        if verdict is Verdict.SUCCESS:
-            outcome = SUCCESS
-        elif verdict is Verdict.FAILURE:
+        if verdict is SUCCESS:
+            outcome = ANSWERED
+        elif verdict is FAILURE:
             outcome = FAILED
         else:
             # Cancelled after it was slow: most hung calls end like this, cut off by a timeout further out.
-            outcome = SUCCESS if slow and verdict is Verdict.CANCELLED else GONE
+            outcome = ANSWERED if slow and verdict is CANCELLED else GONE
         if slow and outcome:
             outcome |= SLOW
         if call.era != self.era or (self.state is HALF_OPEN and call not in self._probes):
@@ -276,7 +276,8 @@ class BreakerCore:
                 window.amend(ticket, _MARKED, outcome, now)
         if outcome and (window.failures or window.slow):
             self._judge_window(window, now)
-        self.saturated = self.untimed if window.is_saturated() else None
+        if self.untimed is not None:
+            self.saturated = self.untimed if window.is_saturated() else None
 
     def _settle_probe(self, call: Call, outcome: int, now: float) -> None:
         del self._probes[call]
