@@ -121,7 +121,11 @@ class CircuitOpenError(RejectedError):
         retry_after: float | None = None,
         last_error_type: str | None = None,
     ) -> None:
-        super().__init__(name, "circuit_breaker", str(state), retry_after)
+        Exception.__init__(self)  # the chain of constructors would take as long as all else that a refusal does
+        self.name = name
+        self.policy = "circuit_breaker"
+        self.reason = str(state)
+        self.retry_after = retry_after
         self.state = state
         self.last_error_type = last_error_type
 

@@ -152,26 +152,25 @@ class CountRing:
 class TimeBuckets:
     """Buckets of equal width in a ring, with running totals; a bucket's number is its calls' ticket."""
 
-    __slots__ = ("_buckets", "_current", "_width", "calls", "failures", "slow")
+    __slots__ = ("_bucket", "_buckets", "_current", "_until", "_width", "calls", "failures", "slow")
 
     def __init__(self, width: float, buckets: int, now: float) -> None:
         self._width = width
         self._buckets = [[0, 0, 0] for _ in range(buckets)]  # calls, failures, slow
-        self._current = int(now // width)
+        self._enter(int(now // width))
         self.calls = 0
         self.failures = 0
         self.slow = 0
 
     def add(self, outcome: int, now: float) -> int:
         """Count a call in the current bucket."""
-        self.advance(now)
-        ticket = self._current
-        bucket = self._buckets[ticket % len(self._buckets)]
-        bucket[0] += 1
+        if now >= self._until:
+            self.advance(now)
+        self._bucket[0] += 1
         self.calls += 1
         if outcome != ANSWERED:
-            self._count(bucket, ANSWERED, outcome)
-        return ticket
+            self._count(self._bucket, ANSWERED, outcome)
+        return self._current
 
     def amend(self, ticket: int, before: int, after: int, now: float) -> None:
         """Change a call whose bucket is still live."""
@@ -204,7 +203,13 @@ class TimeBuckets:
                 self.failures -= bucket[1]
                 self.slow -= bucket[2]
                 bucket[:] = 0, 0, 0
-        self._current = current
+        self._enter(current)
+
+    def _enter(self, ticket: int) -> None:
+        self._current = ticket
+        self._bucket = self._buckets[ticket % len(self._buckets)]
+        # A division saved with every call: until here `now // width` cannot be more than the current bucket's number.
+        self._until = (ticket + 1) * self._width * (1 - 1e-12)
 
     def is_saturated(self) -> bool:
         """Say no: time goes on, and each success counts where it falls."""

@@ -348,7 +348,18 @@ class CircuitBreaker:
         return call
 
     def _admit_timed(self) -> Call:
+        """Let a call in, or refuse it. Lock-free while no running call can have become slow."""
         now = self._clock()
+        core = self._core
+        watch = core.watch
+        if watch is not None and now < watch.due:
+            call = Call(watch.era, now)
+            watch.calls[call] = None
+            next(core.admissions)
+            return call
+        return self._admit_looking(now)
+
+    def _admit_looking(self, now: float) -> Call:
         core = self._core
         state, retry_after = core.state, None
         with self._lock:
@@ -522,7 +533,8 @@ class CircuitBreaker:
         return self._guard_function(function)
 
     def _guard_coroutine(self, function: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-        admit, succeed, fail = self._admit, self._succeed, self._fail
+        admit = self._admit if self._config.slow_call_duration is None else self._admit_timed
+        succeed, fail = self._succeed, self._fail
 
         async def guarded(*args: Any, **kwargs: Any) -> T:
             call = admit()
@@ -537,7 +549,8 @@ class CircuitBreaker:
         return guarded
 
     def _guard_function(self, function: Callable[..., T]) -> Callable[..., T]:
-        admit, succeed, fail = self._admit, self._succeed, self._fail
+        admit = self._admit if self._config.slow_call_duration is None else self._admit_timed
+        succeed, fail = self._succeed, self._fail
 
         def guarded(*args: Any, **kwargs: Any) -> T:
             call = admit()

@@ -68,6 +68,10 @@ _MARKED: Final = ANSWERED | SLOW
 """A call that is overdue and still running: slow for certain, failed perhaps later."""
 
 
+Mark: TypeAlias = tuple[Window | None, int]
+"""Where a call was counted as slow while still running: window and ticket; no window in half-open."""
+
+
 class Call:
     """A call that was let in; its end is reported with it.
 
@@ -75,7 +79,7 @@ class Call:
         era: in which it was admitted.
         started: the breaker's time then; NaN for the call that stands for all that nobody times.
         answered: when a stream gave its first item, else None.
-        mark: where it was counted as slow while still running, as window and ticket, else None.
+        mark: where it was counted as slow while still running, else None.
     """
 
     __slots__ = ("answered", "era", "mark", "started")
@@ -84,7 +88,33 @@ class Call:
         self.era = era
         self.started = started
         self.answered: float | None = None
-        self.mark: tuple[Window | None, int] | None = None
+        self.mark: Mark | None = None
+
+
+class Watch:
+    """The calls of one era that run and may become slow, in the order of their starts.
+
+    Attributes:
+        era: their era.
+        calls: an ordered set. Putting a call in is one atomic step, which the shell does without its lock.
+        due: no call of these is slow before; until then a call may be admitted without looking at the others. Minus
+            infinity where an admission needs more than that.
+    """
+
+    __slots__ = ("calls", "due", "era")
+
+    def __init__(self, era: int, due: float) -> None:
+        self.era = era
+        self.due = due
+        self.calls: OrderedDict[Call, None] = OrderedDict()
+
+    def oldest(self) -> Call | None:
+        """Give the call that started first."""
+        while True:
+            try:
+                return next(iter(self.calls), None)
+            except RuntimeError:  # another thread put a call in between the two steps
+                continue
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +165,8 @@ class BreakerCore:
     Attributes:
         state, era: where it is, and the number of this stretch, from 1.
         untimed: the one call that stands for every call of this era, where their starts do not matter; else None.
-        saturated: the same call while its era's window is full of successes: one more would change nothing; else None.
+        watch: the running calls of this era, if slow calls are to be seen; else None.
+        saturated: `untimed` while the window is full of successes, and one more would change nothing; else None.
         admissions, endings: count the calls let in, and those whose end was reported, over all eras.
         rejected, late: refused calls and results that came after their era, over the breaker's life.
         reopen_attempt: how often it reopened since it was closed.
@@ -160,7 +191,6 @@ class BreakerCore:
         "_slow_after",
         "_slow_probes",
         "_slow_to_open",
-        "_timed",
         "_window",
         "admissions",
         "endings",
@@ -173,6 +203,7 @@ class BreakerCore:
         "state",
         "unasked",
         "untimed",
+        "watch",
     )
 
     _window: Window | None
@@ -207,39 +238,43 @@ class BreakerCore:
 
     def admit(self, now: float) -> Call | None:
         """Let a call in, or refuse it (None)."""
-        if self._timed:
-            self._see_overdue(now)
-        if self.state is OPEN and now >= self._open_until:
-            self._move(Trigger.OPEN_TIME_OVER, now)
-        while self.state is HALF_OPEN and not self._has_room():
-            if not self._replace_silent_probe(now):
-                break
-        state = self.state
-        if state is OPEN or state is FORCED_OPEN or (state is HALF_OPEN and not self._has_room()):
+        self.look(now)
+        if self._window is None and not self._has_place(now):
             self.rejected += 1
             return None
         next(self.admissions)
         call = Call(self.era, now)
-        if state is HALF_OPEN:
+        if self.state is HALF_OPEN:
             self._probes[call] = None
-        if self._slow_after is not None and state is not DISABLED:
-            self._timed[call] = None
+        if self.watch is not None:
+            self.watch.calls[call] = None
         return call
+
+    def _has_place(self, now: float) -> bool:
+        """Decide where no window is counted in: everywhere but in CLOSED and METRICS_ONLY."""
+        if self.state is OPEN and now >= self._open_until:
+            self._move(Trigger.OPEN_TIME_OVER, now)
+        while self.state is HALF_OPEN and not self._has_room():
+            if not self._replace_silent_probe(now):
+                return False
+        return self.state is not OPEN and self.state is not FORCED_OPEN
 
     def answer(self, call: Call, now: float) -> None:
         """A stream gave its first item: from here on it is as quick, or as slow, as it was until now."""
-        if self._timed:
-            self._see_overdue(now)
-            self._timed.pop(call, None)
+        self.look(now)
+        if self.watch is not None:
+            self.watch.calls.pop(call, None)
         call.answered = now
 
     def settle(self, call: Call, verdict: Verdict, now: float) -> bool:
         """Take in the end of a call, once for each admitted one; tell whether it was slow."""
         next(self.endings)
-        slow = self._is_slow(call, now)
-        if self._timed:
-            self._timed.pop(call, None)
-            self._see_overdue(now)
+        slow, watch = False, self.watch
+        if watch is not None:
+            watch.calls.pop(call, None)
+            if now >= watch.due:
+                self._see_overdue(now)
+            slow = self._is_slow(call, now)
         if verdict is SUCCESS:
             outcome = ANSWERED
         elif verdict is FAILURE:
@@ -249,27 +284,23 @@ class BreakerCore:
             outcome = ANSWERED if slow and verdict is CANCELLED else GONE
         if slow and outcome:
             outcome |= SLOW
-        if call.era != self.era or (self.state is HALF_OPEN and call not in self._probes):
-            if outcome:
-                self.late += 1
-        elif self.state is HALF_OPEN:
-            self._settle_probe(call, outcome, now)
+        if call.era != self.era:
+            self.late += outcome != GONE
         elif self._window is not None:
             self._settle_in_window(self._window, call, outcome, now)
+        elif self.state is HALF_OPEN:
+            self._settle_probe(call, outcome, now)
         return slow
 
     def _is_slow(self, call: Call, now: float) -> bool:
-        if self._slow_after is None:
-            return False
         end = now if call.answered is None else call.answered
         # What was counted as slow stays slow, though this thread may have read its clock before the other one did.
-        return end - call.started >= self._slow_after or call.mark is not None
+        return self._slow_after is not None and (end - call.started >= self._slow_after or call.mark is not None)
 
     def _settle_in_window(self, window: Window, call: Call, outcome: int, now: float) -> None:
         if call.mark is None:
-            if not outcome:
-                return
-            window.add(outcome, now)
+            if outcome:
+                window.add(outcome, now)
         else:
             marked, ticket = call.mark
             if marked is window:  # else it was emptied since
@@ -280,9 +311,11 @@ class BreakerCore:
             self.saturated = self.untimed if window.is_saturated() else None
 
     def _settle_probe(self, call: Call, outcome: int, now: float) -> None:
+        if call not in self._probes:  # it was replaced
+            self.late += outcome != GONE
+            return
         del self._probes[call]
-        marked = call.mark is not None
-        if marked:
+        if call.mark is not None:
             self._marked_probes -= 1
             self._probed -= 1
             self._slow_probes -= 1
@@ -292,24 +325,31 @@ class BreakerCore:
             self._failed_probes += outcome & FAILED == FAILED
             self._judge_probes(now)
 
+    def look(self, now: float) -> None:
+        """See what has become overdue; part of each admission, settlement and snapshot."""
+        if self.watch is not None and now >= self.watch.due:
+            self._see_overdue(now)
+
     def _see_overdue(self, now: float) -> None:
         """Count calls that are slow already though they still run: a hang is seen within one slow call's time."""
-        timed, slow_after = self._timed, self._slow_after
-        while timed and slow_after is not None:
-            call = next(iter(timed))
-            if now - call.started < slow_after:
+        watch, slow_after = self.watch, self._slow_after
+        while watch is not None and slow_after is not None:
+            oldest = watch.oldest()
+            if oldest is None or now - oldest.started < slow_after:
+                if self._window is not None:
+                    watch.due = nextafter((now if oldest is None else oldest.started) + slow_after, -inf)
                 return
-            del timed[call]
+            watch.calls.pop(oldest, None)
             if self.state is HALF_OPEN:
-                call.mark = None, 0
+                oldest.mark = None, 0
                 self._marked_probes += 1
                 self._probed += 1
                 self._slow_probes += 1
                 self._judge_probes(now)
             elif self._window is not None:
-                call.mark = self._window, self._window.add(_MARKED, now)
+                oldest.mark = self._window, self._window.add(_MARKED, now)
                 self._judge_window(self._window, now)
-            timed = self._timed  # a move has begun another era
+            watch = self.watch  # a move has begun another era
 
     # --- verdicts ---
 
@@ -363,7 +403,8 @@ class BreakerCore:
         if now - oldest.started < self._config.probe_lease:
             return False
         del self._probes[oldest]
-        self._timed.pop(oldest, None)
+        if self.watch is not None:
+            self.watch.calls.pop(oldest, None)
         self.news.append(ProbeReplaced(now - oldest.started))
         if oldest.mark is not None:
             self._marked_probes -= 1
@@ -421,13 +462,15 @@ class BreakerCore:
         self._window = None
         if self.state is CLOSED or self.state is METRICS_ONLY:
             self._window = self._config.window.open(now)
-        self._timed: OrderedDict[Call, None] = OrderedDict()  # in order of their starts; may become overdue
+        self.watch: Watch | None = None
+        if self._slow_after is not None and self.state is not DISABLED:
+            self.watch = Watch(self.era, -inf if self._window is None else now + self._slow_after)
         self._probes: OrderedDict[Call, None] = OrderedDict()  # in flight, in order of their starts
         self._probed = self._failed_probes = self._slow_probes = 0
         self._marked_probes = 0
         self._exceeded: set[Trigger] = set()
         passes = self.state is CLOSED or self.state is METRICS_ONLY or self.state is DISABLED
-        self.untimed = Call(self.era, float("nan")) if passes and self._slow_after is None else None
+        self.untimed = Call(self.era, float("nan")) if passes and self.watch is None else None
         self.saturated = self.untimed if self.state is DISABLED else None
 
     def _open(self, now: float, open_for: float | None = None) -> float:
@@ -459,7 +502,8 @@ class BreakerCore:
 
     def would_admit(self, now: float) -> bool:
         """Tell what `admit` would do, by doing it to a copy: nothing is counted, drawn or moved."""
-        if self._window is not None and not (self._timed and self._is_slow(next(iter(self._timed)), now)):
+        oldest = None if self.watch is None else self.watch.oldest()
+        if self._window is not None and (oldest is None or not self._is_slow(oldest, now)):
             return True
         return self._copy().admit(now) is not None
 
@@ -467,17 +511,16 @@ class BreakerCore:
         twin = copy.copy(self)
         twin.news, twin.admissions, twin.endings = [], count(), count()
         twin._draw = lambda: 0.0  # noqa: SLF001 - the generator of the original must not move
-        calls = {call: copy.copy(call) for call in (*self._timed, *self._probes)}
-        twin._timed = OrderedDict.fromkeys(calls[call] for call in self._timed)  # noqa: SLF001 - its own copy
+        # A list first, made in one atomic step: other threads put calls in without the lock.
+        watched = [] if self.watch is None else list(self.watch.calls)
+        calls = {call: copy.copy(call) for call in (*watched, *self._probes)}
+        if self.watch is not None:
+            twin.watch = Watch(self.era, self.watch.due)
+            twin.watch.calls.update((calls[call], None) for call in watched)
         twin._probes = OrderedDict.fromkeys(calls[call] for call in self._probes)  # noqa: SLF001 - its own copy
         twin._window = copy.deepcopy(self._window)  # noqa: SLF001 - its own copy
         twin._exceeded = set(self._exceeded)  # noqa: SLF001 - its own copy
         return twin
-
-    def look(self, now: float) -> None:
-        """See what is overdue by now, as an admission would; part of taking a snapshot."""
-        if self._timed:
-            self._see_overdue(now)
 
     def retry_after(self, now: float) -> float | None:
         """Give the seconds after which a refused caller should ask again; None where no time is known."""
