@@ -1,0 +1,138 @@
+"""The demo's report: one self-contained HTML page, without script and without anything to load."""
+
+from __future__ import annotations
+
+import platform
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from . import _demo_findings as told
+from ._demo_charts import css_class, outcome_chart, response_chart
+from ._demo_ledger import Outcome, duration
+from ._demo_view import change_told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from ._demo_run import Run
+
+__all__ = ["page", "write_report"]
+
+
+def write_report(run: Run, path: Path) -> None:
+    """Write the page to `path`; an existing file is replaced."""
+    path.write_text(page(run, when=datetime.now().astimezone()), encoding="utf-8")
+
+
+def page(run: Run, *, when: datetime) -> str:
+    """Give the whole page.
+
+    Args:
+        run: a run that is over.
+        when: the moment that the page names.
+    """
+    style = files(__package__ or "").joinpath("_demo_report.css").read_text(encoding="utf-8")
+    early = "" if run.stopped_by is None else f" Stopped early, after {run.elapsed:.1f} s."
+    made = f"{run.seconds:g} s on {when:%Y-%m-%d %H:%M}, Python {platform.python_version()}.{early}"
+    about = (told.service_told(run), told.clients_told(run.limits), told.breaker_told(run.limits))
+    body = (
+        f"<h1>{escape(told.TITLE)}</h1>",
+        *(f'<p class="made">{escape(line)}</p>' for line in (*about, made)),
+        "<section><h2>What came out</h2>",
+        *(f"<p>{escape(sentence)}</p>" for sentence in told.findings(run)),
+        "</section>",
+        _figure("How long callers waited", response_chart(run), _responses_legend()),
+        _figure("What became of the requests", outcome_chart(run), _legend(Outcome)),
+        _side_by_side(run),
+        _phase_by_phase(run),
+        _what_the_service_did(run),
+        _changes(run),
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>resilience demo</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{chr(10).join(body)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _figure(heading: str, chart: str, legend: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>\n<figure>{chart}\n<figcaption>{legend}</figcaption></figure></section>"
+
+
+def _legend(outcomes: Iterable[Outcome]) -> str:
+    return " ".join(_key(css_class(outcome), outcome.value) for outcome in outcomes)
+
+
+def _responses_legend() -> str:
+    states = (_key(f"state-{state}", f"breaker {state}") for state in ("closed", "open", "half-open"))
+    return f"{_legend(Outcome)}<br>{' '.join(states)}"
+
+
+def _key(css: str, meaning: str) -> str:
+    return f'<span class="key"><i class="{css}"></i>{escape(meaning)}</span>'
+
+
+def _side_by_side(run: Run) -> str:
+    return _table(
+        "Side by side", ("", "naked", "protected"), [(row.label, row.naked, row.protected) for row in told.rows(run)]
+    )
+
+
+def _phase_by_phase(run: Run) -> str:
+    headings = (
+        "phase",
+        "client",
+        "answered",
+        "failed",
+        "rejected",
+        "dropped",
+        "lost waiting",
+        "answers p50",
+        "answers p99",
+    )
+    cells = [
+        (
+            row.phase,
+            row.client,
+            *(str(count) for count in (row.answered, row.failed, row.rejected, row.dropped)),
+            f"{row.lost:.1f} s",
+            *("-" if value is None else duration(value) for value in (row.p50, row.p99)),
+        )
+        for row in told.phase_rows(run)
+    ]
+    return _table("Phase by phase", headings, cells, words=2)
+
+
+def _what_the_service_did(run: Run) -> str:
+    reached = zip(run.phase_starts, run.script.phases, strict=False)
+    cells = [(phase.name, f"{start:.2f} s", phase.describe()) for start, phase in reached]
+    return _table("What the service did", ("phase", "from", "behaviour"), cells, words=3)
+
+
+def _changes(run: Run) -> str:
+    if not run.changes:
+        return "<section><h2>The breaker's way</h2><p>It stayed closed.</p></section>"
+    lines = "".join(f"<li>{change.at:.2f} s: {escape(change_told(change, chr(0x2192)))}</li>" for change in run.changes)
+    return f"<section><h2>The breaker's way</h2><ol>{lines}</ol></section>"
+
+
+def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
+    """Give a table whose first `words` columns hold words, the others numbers."""
+    kinds = ["word" if column < words else "number" for column in range(len(headings))]
+    head = "".join(
+        f'<th scope="col" class="{kind}">{escape(heading)}</th>' for kind, heading in zip(kinds, headings, strict=True)
+    )
+    body = "".join(
+        f'<tr><th scope="row" class="word">{escape(label)}</th>{_cells(kinds[1:], cells)}</tr>'
+        for label, *cells in rows
+    )
+    table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+    return f"<section><h2>{escape(caption)}</h2>\n{table}</section>"
+
+
+def _cells(kinds: Sequence[str], cells: Sequence[str]) -> str:
+    return "".join(f'<td class="{kind}">{escape(cell)}</td>' for kind, cell in zip(kinds, cells, strict=True))
