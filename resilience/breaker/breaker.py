@@ -35,7 +35,7 @@ from resilience.events import (
 
 from .classify import FAILURE, NEUTRAL, SUCCESS, PredicateFailure, Verdict, make_judge
 from .config import CircuitBreakerConfig, CircuitState
-from .core import BreakerCore, Call, Exceeded, Moved, Trigger
+from .core import BreakerCore, Call, Exceeded, Moved, Trigger, seconds_until
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -287,7 +287,7 @@ class CircuitBreaker:
             slow_calls=counts.slow,
             failure_rate=counts.failure_rate,
             slow_call_rate=counts.slow_call_rate,
-            rejected=core.rejected,
+            rejected=core.rejected(),
             late=core.late,
             in_flight=core.in_flight(),
             retry_after=core.retry_after(now),
@@ -348,7 +348,11 @@ class CircuitBreaker:
         return call
 
     def _admit_timed(self) -> Call:
-        """Let a call in, or refuse it. Lock-free while no running call can have become slow."""
+        """Let a call in, or refuse it.
+
+        Lock-free while no running call can have become slow; and in OPEN while nobody listens, when there is nothing
+        to do but to say no.
+        """
         now = self._clock()
         core = self._core
         watch = core.watch
@@ -357,6 +361,11 @@ class CircuitBreaker:
             watch.calls[call] = None
             next(core.admissions)
             return call
+        open_until = core.open_until
+        if now < open_until and not CallRejected.sinks:
+            next(core.refusals)
+            retry_after = seconds_until(open_until, now)
+            raise CircuitOpenError(self._name, CircuitState.OPEN, retry_after, self._last_error_type)
         return self._admit_looking(now)
 
     def _admit_looking(self, now: float) -> Call:

@@ -167,8 +167,9 @@ class BreakerCore:
         untimed: the one call that stands for every call of this era, where their starts do not matter; else None.
         watch: the running calls of this era, if slow calls are to be seen; else None.
         saturated: `untimed` while the window is full of successes, and one more would change nothing; else None.
-        admissions, endings: count the calls let in, and those whose end was reported, over all eras.
-        rejected, late: refused calls and results that came after their era, over the breaker's life.
+        admissions, endings, refusals: count the calls let in, those whose end was reported, and those refused.
+        late: results that came after their era, over the breaker's life.
+        open_until: when the first probe may go, minus infinity while the state is not OPEN.
         reopen_attempt: how often it reopened since it was closed.
         news: what happened and was not told yet.
         unasked: an opening whose time a function of the user's is to give: (its number, the reopen attempt).
@@ -182,8 +183,8 @@ class BreakerCore:
         "_failed_probes",
         "_failures_to_open",
         "_frozen",
+        "_looks",
         "_marked_probes",
-        "_open_until",
         "_opened_at",
         "_openings",
         "_probed",
@@ -197,7 +198,8 @@ class BreakerCore:
         "era",
         "late",
         "news",
-        "rejected",
+        "open_until",
+        "refusals",
         "reopen_attempt",
         "saturated",
         "state",
@@ -218,7 +220,6 @@ class BreakerCore:
         self._slow_to_open = _least_share(probes, config.slow_call_rate_threshold)
         self.state = config.initial_state
         self.era = 1
-        self.rejected = 0
         self.late = 0
         self.reopen_attempt = 0
         self.news: list[News] = []
@@ -227,8 +228,10 @@ class BreakerCore:
         # else changes.
         self.admissions = count()
         self.endings = count()
+        self.refusals = count()
+        self._looks = 0
         self._openings = 0
-        self._opened_at = self._open_until = now
+        self._opened_at = self.open_until = now
         self._frozen = Counts()
         if self.state is OPEN:
             self._open(now)
@@ -240,7 +243,7 @@ class BreakerCore:
         """Let a call in, or refuse it (None)."""
         self.look(now)
         if self._window is None and not self._has_place(now):
-            self.rejected += 1
+            next(self.refusals)
             return None
         next(self.admissions)
         call = Call(self.era, now)
@@ -252,7 +255,7 @@ class BreakerCore:
 
     def _has_place(self, now: float) -> bool:
         """Decide where no window is counted in: everywhere but in CLOSED and METRICS_ONLY."""
-        if self.state is OPEN and now >= self._open_until:
+        if self.state is OPEN and now >= self.open_until:
             self._move(Trigger.OPEN_TIME_OVER, now)
         while self.state is HALF_OPEN and not self._has_room():
             if not self._replace_silent_probe(now):
@@ -459,6 +462,8 @@ class BreakerCore:
 
     def _begin(self, now: float) -> None:
         """Set up a new era."""
+        if self.state is not OPEN:
+            self.open_until = -inf
         self._window = None
         if self.state is CLOSED or self.state is METRICS_ONLY:
             self._window = self._config.window.open(now)
@@ -487,7 +492,7 @@ class BreakerCore:
                 share = 1 + config.open_jitter * self._draw()
                 open_for = _grow(config.open_duration, config.open_backoff, self.reopen_attempt) * share
         open_for = min(open_for, config.max_open_duration)
-        self._open_until = now + open_for
+        self.open_until = now + open_for
         return open_for
 
     def set_open_time(self, opening: int, seconds: float) -> float | None:
@@ -495,7 +500,7 @@ class BreakerCore:
         if opening != self._openings or self.state is not OPEN:
             return None
         open_for = min(max(seconds, 0.0), self._config.max_open_duration)
-        self._open_until = self._opened_at + open_for
+        self.open_until = self._opened_at + open_for
         return open_for
 
     # --- reading ---
@@ -509,7 +514,7 @@ class BreakerCore:
 
     def _copy(self) -> BreakerCore:
         twin = copy.copy(self)
-        twin.news, twin.admissions, twin.endings = [], count(), count()
+        twin.news, twin.admissions, twin.refusals = [], count(), count()
         twin._draw = lambda: 0.0  # noqa: SLF001 - the generator of the original must not move
         # A list first, made in one atomic step: other threads put calls in without the lock.
         watched = [] if self.watch is None else list(self.watch.calls)
@@ -525,21 +530,24 @@ class BreakerCore:
     def retry_after(self, now: float) -> float | None:
         """Give the seconds after which a refused caller should ask again; None where no time is known."""
         if self.state is OPEN:
-            at = self._open_until
+            at = self.open_until
         elif self.state is HALF_OPEN and not self._has_room():
             at = self._room_at()
         else:
             return None
-        wait = max(at - now, 0.0)
-        while now + wait < at:  # rounding: who waits exactly so long must not come a moment too early
-            wait = nextafter(wait, inf)
-        return wait
+        return seconds_until(at, now)
 
     def in_flight(self) -> int:
         """Count the calls whose end is still to come, over all eras."""
         # Looking at a count takes a number off it; both are looked at alike, which leaves their difference as it was.
         ended = next(self.endings)
         return max(next(self.admissions) - ended, 0)
+
+    def rejected(self) -> int:
+        """Count the calls refused over the breaker's life."""
+        refused = next(self.refusals) - self._looks
+        self._looks += 1  # looking took a number off the count
+        return refused
 
     def counts(self, now: float) -> Counts:
         """Give what decides at present: the window, the window that tripped, or the probes so far."""
@@ -564,6 +572,16 @@ class BreakerCore:
             and self.in_flight() == 0
             and self.counts(now).calls == 0
         )
+
+
+def seconds_until(at: float, now: float) -> float:
+    """Give the seconds from `now` to `at`, so that who waits exactly so long does not come a rounding too early."""
+    wait = at - now
+    if wait <= 0:
+        return 0.0
+    while now + wait < at:
+        wait = nextafter(wait, inf)
+    return wait
 
 
 def _least_share(total: int, threshold: float) -> int:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
 from typing import Any, Final, TypeVar, overload
 
 from .bus import Subscription, subscribe
@@ -42,6 +44,22 @@ class _Flood:
     suppressed: int = 0
 
 
+class _Component:
+    """The floods of one component, by kind of event."""
+
+    __slots__ = ("ends", "floods", "starts")
+
+    def __init__(self) -> None:
+        self.floods: dict[str, _Flood] = {}
+        self.starts = -inf  # the latest start and the earliest end of the intervals:
+        self.ends = inf  # between them, which is nearly always, none is over
+
+    def note_bounds(self) -> None:
+        starts = [flood.start for flood in self.floods.values()]
+        self.starts = max(starts, default=-inf)
+        self.ends = min(starts, default=inf) + FLOOD_INTERVAL
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What was not logged: `suppressed` events of one kind."""
@@ -56,23 +74,25 @@ class FloodControl:
     """Decides which events are worth a line. Pure: its time is the `at` of the events themselves."""
 
     def __init__(self) -> None:
-        self._components: dict[tuple[str, str], dict[str, _Flood]] = {}
+        self._components: dict[tuple[str, str], _Component] = {}
 
     def judge(self, event: Event) -> tuple[bool, list[Summary]]:
         """Tell whether `event` is logged, and which summaries are due before it."""
-        key = (event.kind.partition(".")[0], event.name)
-        if key not in self._components and len(self._components) >= MAX_COMPONENTS:
-            key = _SHARED
-        floods = self._components.setdefault(key, {})
-        summaries = []
-        for kind, flood in list(floods.items()):
-            if self._is_over(flood, event.at, shared=key is _SHARED):
-                del floods[kind]
-                if flood.suppressed:
-                    summaries.append(Summary(kind, key[1], flood.severity, flood.suppressed))
+        key = _component_kind(event.kind), event.name
+        component = self._components.get(key)
+        if component is None:
+            if len(self._components) >= MAX_COMPONENTS:
+                key = _SHARED
+            component = self._components.setdefault(key, _Component())
+        summaries: list[Summary] = []
+        if not component.starts <= event.at < component.ends:
+            summaries = self._end_intervals(key, component, event.at)
         if isinstance(event, NEVER_SUPPRESSED):
             return True, summaries
-        flood = floods.setdefault(event.kind, _Flood(event.at, event.severity))
+        flood = component.floods.get(event.kind)
+        if flood is None:
+            flood = component.floods[event.kind] = _Flood(event.at, event.severity)
+            component.note_bounds()
         if flood.passed < FLOOD_PASSES:
             flood.passed += 1
             return True, summaries
@@ -80,22 +100,34 @@ class FloodControl:
         return False, summaries
 
     @staticmethod
-    def _is_over(flood: _Flood, at: float, *, shared: bool) -> bool:
-        elapsed = at - flood.start
+    def _end_intervals(key: tuple[str, str], component: _Component, at: float) -> list[Summary]:
         # A clock that ran backwards is another clock: the component was made anew under the same name. Components
-        # that share a place may have different clocks, and would end each other's interval with every event.
-        return elapsed >= FLOOD_INTERVAL or (elapsed < 0 and not shared)
+        # that share a place may have different clocks, and would end each other's intervals with every event.
+        over = [
+            (kind, flood)
+            for kind, flood in component.floods.items()
+            if at - flood.start >= FLOOD_INTERVAL or (at < flood.start and key != _SHARED)
+        ]
+        for kind, _ in over:
+            del component.floods[kind]
+        component.note_bounds()
+        return [Summary(kind, key[1], flood.severity, flood.suppressed) for kind, flood in over if flood.suppressed]
 
     def close(self) -> list[Summary]:
         """Forget everything, and tell what is still untold."""
         summaries = [
             Summary(kind, name, flood.severity, flood.suppressed)
-            for (_, name), floods in self._components.items()
-            for kind, flood in floods.items()
+            for (_, name), component in self._components.items()
+            for kind, flood in component.floods.items()
             if flood.suppressed
         ]
         self._components.clear()
         return summaries
+
+
+@lru_cache(maxsize=256)
+def _component_kind(kind: str) -> str:
+    return kind.partition(".")[0]
 
 
 class LogSink:
