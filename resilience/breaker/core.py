@@ -12,12 +12,11 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
 from math import inf, nextafter
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from resilience.windows import ANSWERED, FAILED, GONE, SLOW, Window
 
@@ -117,8 +116,7 @@ class Watch:
                 continue
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """What a window, or a round of probes, held. Rates are shares, None where too little is known."""
 
     calls: int = 0
@@ -128,8 +126,7 @@ class Counts:
     slow_call_rate: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(NamedTuple):
     """The state moved; `counts` are those of the era that ended."""
 
     before: CircuitState
@@ -140,8 +137,7 @@ class Moved:
     open_for: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Exceeded:
+class Exceeded(NamedTuple):
     """A rate reached its threshold."""
 
     threshold: Trigger
@@ -149,8 +145,7 @@ class Exceeded:
     calls: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeReplaced:
+class ProbeReplaced(NamedTuple):
     """A silent probe lost its place."""
 
     age: float
@@ -324,7 +319,7 @@ class BreakerCore:
             self._slow_probes -= 1
         if outcome:
             self._probed += 1
-            self._slow_probes += outcome >= SLOW
+            self._slow_probes += outcome & SLOW == SLOW
             self._failed_probes += outcome & FAILED == FAILED
             self._judge_probes(now)
 

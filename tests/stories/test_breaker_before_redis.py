@@ -1,4 +1,4 @@
-"""A circuit breaker before a real Redis that is killed, comes back, and freezes. In real time: a server has no other."""
+"""A circuit breaker before a real Redis that is killed, comes back, and freezes, in real time."""
 
 from __future__ import annotations
 
