@@ -145,6 +145,11 @@ class PostgresServer:
             **self.owner,  # type: ignore[call-overload]  # as above
         )
         wait_until_it_listens(self.process, self.port)
+        # It listens before it has recovered what an abrupt end left behind.
+        is_ready = [self.binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        deadline = time.monotonic() + 20
+        while subprocess.run(is_ready, check=False, cwd=self.directory).returncode:
+            assert time.monotonic() < deadline, "the server did not get ready"
 
     def stop(self) -> None:
         if self.process is not None:
