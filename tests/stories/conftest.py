@@ -146,7 +146,7 @@ class PostgresServer:
         )
         wait_until_it_listens(self.process, self.port)
         # It listens before it has recovered what an abrupt end left behind.
-        is_ready = [self.binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        is_ready: list[str | Path] = [self.binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         deadline = time.monotonic() + 20
         while subprocess.run(is_ready, check=False, cwd=self.directory).returncode:
             assert time.monotonic() < deadline, "the server did not get ready"
@@ -158,7 +158,7 @@ class PostgresServer:
             self.process = None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def postgres_server() -> Iterator[PostgresServer]:
     if POSTGRES is None:
         pytest.skip("no postgresql server here")
