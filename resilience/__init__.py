@@ -49,6 +49,8 @@ _ROOM_OF = {
     for name in names.split()
 }
 
+_ROOMS = {"breaker", "clock", "errors", "events", "testing", "windows"}
+
 __all__ = [
     "BulkheadFullError",
     "CallTimeoutError",
@@ -77,6 +79,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     room = _ROOM_OF.get(name)
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{room}", __name__), name)

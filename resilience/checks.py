@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from resilience.errors import ConfigurationError
+
+_LONGEST = 100
 
 
 def check_int(field: str, value: object, least: int = 1, most: int | None = None) -> None:
@@ -17,11 +20,11 @@ def check_int(field: str, value: object, least: int = 1, most: int | None = None
     """
     # bool is an int to Python; as a count it is a slip.
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(f"{field} must be an int, got {value!r}")
+        raise ConfigurationError(f"{field} must be an int, got {shown(value)}")
     if value < least:
-        raise ConfigurationError(f"{field} must be at least {least}, got {value}")
+        raise ConfigurationError(f"{field} must be at least {least}, got {shown(value)}")
     if most is not None and value > most:
-        raise ConfigurationError(f"{field} must be at most {most:,}, got {value}")
+        raise ConfigurationError(f"{field} must be at most {most:,}, got {shown(value)}")
 
 
 def check_number(
@@ -33,15 +36,23 @@ def check_number(
         ConfigurationError: with the field's name.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigurationError(f"{field} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ConfigurationError(f"{field} must be finite, got {value}")
+        raise ConfigurationError(f"{field} must be a number, got {shown(value)}")
+    if not is_finite(value):
+        raise ConfigurationError(f"{field} must be finite, got {shown(value)}")
     if value < least:
-        raise ConfigurationError(f"{field} must be at least {least:g}, got {value:g}")
+        raise ConfigurationError(f"{field} must be at least {least:g}, got {shown(value)}")
     if value <= above:
-        raise ConfigurationError(f"{field} must be more than {above:g}, got {value:g}")
+        raise ConfigurationError(f"{field} must be more than {above:g}, got {shown(value)}")
     if value > most:
-        raise ConfigurationError(f"{field} must be at most {most:g}, got {value:g}")
+        raise ConfigurationError(f"{field} must be at most {most:g}, got {shown(value)}")
+
+
+def is_finite(value: float) -> bool:
+    """Tell whether `value` is a number that a float can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int of more than 308 digits
+        return False
 
 
 def check_function(field: str, value: object) -> None:
@@ -51,9 +62,9 @@ def check_function(field: str, value: object) -> None:
         ConfigurationError: with the field's name.
     """
     if not callable(value):
-        raise ConfigurationError(f"{field} must be a function, got {value!r}")
+        raise ConfigurationError(f"{field} must be a function, got {shown(value)}")
     if is_async(value):
-        raise ConfigurationError(f"{field} must be a plain function, got the async {value!r}")
+        raise ConfigurationError(f"{field} must be a plain function, got the async {shown(value)}")
 
 
 def check_name(name: object) -> None:
@@ -63,15 +74,31 @@ def check_name(name: object) -> None:
         ConfigurationError: not a string, or empty.
     """
     if not isinstance(name, str) or not name:
-        raise ConfigurationError(f"name must be a non-empty string, got {name!r}")
+        raise ConfigurationError(f"name must be a non-empty string, got {shown(name)}")
 
 
-def is_async(value: object) -> bool:
-    """Tell whether calling `value` gives a coroutine; an instance is judged by its `__call__`."""
-    return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None))  # noqa: B004 - whether it can be called is not the question
+def is_async(function: object) -> bool:
+    """Tell whether calling `function` gives a coroutine."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(code_of(function))
+
+
+def code_of(function: object) -> Any:
+    """Give what runs when `function` is called: of a partial its function, of an object its type's `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) else getattr(type(function), "__call__", None)  # noqa: B004 - wanted is the function, not whether there is one
 
 
 def is_exception_types(value: object) -> TypeGuard[type[BaseException] | tuple[type[BaseException], ...]]:
     """Tell whether `value` is an exception type, or a tuple of nothing else."""
     kinds = value if isinstance(value, tuple) else (value,)
     return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+
+
+def shown(value: object) -> str:
+    """Give the repr of a refused value, short, whatever its type does."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - the message must come out: even an int has no repr when it is long
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

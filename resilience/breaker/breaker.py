@@ -6,19 +6,21 @@ All ways in (decorator, `call`, `guard`, `acquire`) admit through `_admit` and s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
 import random
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
-from resilience.checks import check_function, check_int, check_name, check_number, is_async
+from resilience.checks import check_function, check_int, check_name, check_number, code_of, is_async, shown
 from resilience.clock import Clock
 from resilience.errors import CircuitOpenError, ConfigurationError, type_name
 from resilience.events import (
@@ -42,6 +44,9 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 DUMP_FORMAT: Final = 1
+
+_MOST_ASKS: Final = 8
+"""In a row: a function that is asked for the open time may itself open the circuit, but not for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,7 @@ class CircuitBreaker:
         self._deferred: deque[Callable[[], None]] = deque()
         self._outbox = Outbox()
         self._pending = self._outbox.pending
+        self._asking = False
         self._opened: CircuitStateChanged | None = None  # the latest, whose open time a function may still give
         self._core = BreakerCore(self._config, clock(), (rng or random.Random()).random)  # noqa: S311 - jitter is no secret
         if self._core.unasked is not None:
@@ -147,8 +153,7 @@ class CircuitBreaker:
         return self._core.state
 
     def __repr__(self) -> str:
-        now = self._clock()
-        snapshot = self._step(lambda: self._read(now))
+        snapshot = self._do(self._read)
         known = [] if snapshot.failure_rate is None else [f"{snapshot.failure_rate:.0%} failed"]
         known += [f"{snapshot.calls} calls", f"{snapshot.in_flight} in flight"]
         if snapshot.retry_after is not None:
@@ -169,12 +174,7 @@ class CircuitBreaker:
 
         Cancellation: goes through unchanged. It says nothing about the callee, except that it was slow if it was.
         """
-        if isinstance(function, staticmethod | classmethod):
-            raise ConfigurationError(
-                f"a circuit breaker guards functions: put it below @{type(function).__name__}, not above"
-            )
-        if isinstance(function, type) or not callable(function):
-            raise ConfigurationError(f"a circuit breaker guards functions, got {function!r}")
+        check_guardable(function)
         if getattr(function, "circuit_breaker", None) is self:
             raise ConfigurationError(f"circuit breaker {self._name!r} guards {function!r} already")
         guarded: Any = functools.update_wrapper(self._guarded(function), function)
@@ -189,7 +189,7 @@ class CircuitBreaker:
             CircuitOpenError: the circuit refuses; `function` was not called.
         """
         if not callable(function):
-            raise ConfigurationError(f"function must be callable, got {function!r}")
+            raise ConfigurationError(f"function must be callable, got {shown(function)}")
         return cast("T", self._guarded(function)(*args, **kwargs))
 
     def guard(self) -> Guard:
@@ -222,8 +222,7 @@ class CircuitBreaker:
 
     def would_allow(self) -> bool:
         """Tell whether a call would be let in now. A pure read: no permit is taken, nothing is counted or moved."""
-        now = self._clock()
-        return self._step(lambda: self._core.would_admit(now))
+        return self._do(self._core.would_admit)
 
     # --- what people decide ---
 
@@ -248,32 +247,24 @@ class CircuitBreaker:
         self._order(Trigger.RESET)
 
     def _order(self, trigger: Trigger, *, open_for: float | None = None, attempt: int | None = None) -> None:
-        now = self._clock()
-
-        def step() -> None:
+        def order(now: float) -> None:
             reason = None if attempt is None else "restored"
             self._core.order(trigger, now, reason=reason, open_for=open_for)
             if attempt is not None:
                 self._core.reopen_attempt = attempt
-            self._gather(now)
 
-        self._step(step)
-        self._tell(now)
+        self._do(order)
 
     # --- reading and keeping ---
 
     def snapshot(self) -> CircuitBreakerSnapshot:
         """Give the numbers of this moment. Calls that have become overdue are seen, which may open the circuit."""
-        now = self._clock()
 
-        def step() -> CircuitBreakerSnapshot:
+        def look(now: float) -> CircuitBreakerSnapshot:
             self._core.look(now)
-            self._gather(now)
             return self._read(now)
 
-        snapshot = self._step(step)
-        self._tell(now)
-        return snapshot
+        return self._do(look)
 
     def _read(self, now: float) -> CircuitBreakerSnapshot:
         core = self._core
@@ -294,19 +285,13 @@ class CircuitBreaker:
             reopen_attempt=core.reopen_attempt,
         )
 
-    def is_as_new(self) -> bool:
-        """Tell whether a new breaker of the same configuration would behave the same: closed, idle, nothing counted."""
-        now = self._clock()
-        return self._step(lambda: self._core.is_as_new(now))
-
     def dump(self) -> dict[str, object]:
         """Give the state as a small JSON-able dict, for `restore` after a restart or elsewhere.
 
         Keys: "format" (1), "state", "remaining" (seconds until the first probe; clocks differ between processes, what
         is left does not) and "reopen_attempt". The window is not kept: what was counted before a restart is old news.
         """
-        now = self._clock()
-        snapshot = self._step(lambda: self._read(now))
+        snapshot = self._do(self._read)
         is_open = snapshot.state is CircuitState.OPEN
         return {
             "format": DUMP_FORMAT,
@@ -330,6 +315,8 @@ class CircuitBreaker:
             CircuitState.DISABLED: Trigger.DISABLE,
             CircuitState.METRICS_ONLY: Trigger.METRICS_ONLY,
         }[state]
+        if state is CircuitState.HALF_OPEN:
+            remaining = 0.0
         self._order(order, open_for=remaining if order is Trigger.TRIP else None, attempt=attempt)
 
     # --- admitting and settling ---
@@ -384,7 +371,12 @@ class CircuitBreaker:
             finally:
                 self._busy = intruding
         if self._pending or core.unasked or self._deferred:
-            self._tell(now)
+            try:
+                self._tell(now)
+            except BaseException:  # a sink was interrupted, by Ctrl-C say: this call will not be made
+                if call is not None:
+                    self._settle(call, NEUTRAL)
+                raise
         if call is None:
             raise CircuitOpenError(self._name, state, retry_after, self._last_error_type)
         return call
@@ -441,9 +433,7 @@ class CircuitBreaker:
         error_type: str | None = None,
         failed: PredicateFailure | None = None,
     ) -> None:
-        now = self._clock()
-
-        def step() -> None:
+        def settle(now: float) -> None:
             slow = self._core.settle(call, verdict, now)
             if verdict is FAILURE:
                 self._last_error_type = error_type
@@ -451,14 +441,12 @@ class CircuitBreaker:
                 self._outbox.put(PredicateFailed(self._name, now, *failed))
             if not math.isnan(call.started):  # a call that began before anybody listened was not timed
                 self._put_end(verdict, now, now - call.started, error_type, slow=slow)
-            self._gather(now)
 
         with self._lock:
             if self._busy:
                 self._deferred.append(lambda: self._settle(call, verdict, error_type, failed))
                 return
-            self._step(step)
-        self._tell(now)
+        self._do(settle)
 
     def _put_end(self, verdict: Verdict, now: float, duration: float, error_type: str | None, *, slow: bool) -> None:
         if verdict is FAILURE:
@@ -470,14 +458,18 @@ class CircuitBreaker:
         elif CallIgnored.sinks:
             self._outbox.put(CallIgnored(self._name, now, duration, error_type))
 
-    def _step(self, step: Callable[[], T]) -> T:
-        """Do one thing to the core, undisturbed by other threads; and by intruders, whose settlements wait."""
+    def _do(self, step: Callable[[float], T]) -> T:
+        """Do one thing to the core, undisturbed: by other threads, and by intruders, whose settlements wait."""
+        now = self._clock()
         with self._lock:
             intruding, self._busy = self._busy, True
             try:
-                return step()
+                done = step(now)
+                self._gather(now)
             finally:
                 self._busy = intruding
+        self._tell(now)
+        return done
 
     # --- telling ---
 
@@ -499,45 +491,61 @@ class CircuitBreaker:
 
     def _tell(self, now: float) -> None:
         """Do what waits for the lock to be free: deferred settlements, the user's open time, delivery of events."""
-        while self._deferred and not self._busy:
-            self._deferred.popleft()()
-        if self._core.unasked is not None:
+        if self._busy or self._asking:
+            return  # whoever is at it does this afterwards
+        while self._deferred:
+            with contextlib.suppress(IndexError):  # another thread took it
+                self._deferred.popleft()()
+        for _ in range(_MOST_ASKS):
+            if self._core.unasked is None:
+                break
             self._ask_open_time(now)
         if self._pending:
             self._outbox.deliver()
 
     def _ask_open_time(self, now: float) -> None:
-        """Ask the user's function how long to stay open; the cap holds until it answers, and if it fails."""
+        """Ask the user's function how long to stay open; the cap holds until it answers, and if it fails.
+
+        Events wait for the answer: the one of the opening tells it.
+        """
         with self._lock:
             unasked, self._core.unasked = self._core.unasked, None
-        if unasked is None:
-            return  # another thread asks
+            if unasked is None:
+                return  # another thread asks
+            self._asking = True
         opening, attempt = unasked
         failed: str | None = None
         try:
             seconds: object = cast("Callable[[int], float]", self._config.open_duration)(attempt)
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+                failed = "TypeError"
+            elif math.isnan(min(seconds, self._config.max_open_duration)):
+                failed = "ValueError"
+            else:
+                self._apply_open_time(opening, seconds)
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything; the circuit stays open
             failed = type_name(error)
-        else:
-            if isinstance(seconds, int | float) and not math.isnan(seconds):
-                with self._lock:
-                    open_for = self._core.set_open_time(opening, float(seconds))
-                    if self._opened is not None and open_for is not None:
-                        self._opened.open_for = open_for
-            else:
-                failed = "ValueError" if isinstance(seconds, float) else "TypeError"
+        finally:
+            self._asking = False
         if failed is not None and PredicateFailed.sinks:
             with self._lock:
                 self._outbox.put(PredicateFailed(self._name, now, "open_duration", failed))
 
+    def _apply_open_time(self, opening: int, seconds: float) -> None:
+        with self._lock:
+            open_for = self._core.set_open_time(opening, seconds)
+            if self._opened is not None and open_for is not None:
+                self._opened.open_for = open_for
+
     # --- one wrapper for each kind of function ---
 
     def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        code = code_of(function)
         if is_async(function):
             return self._guard_coroutine(function)
-        if inspect.isasyncgenfunction(function):
+        if inspect.isasyncgenfunction(code):
             return self._guard_async_generator(function)
-        if inspect.isgeneratorfunction(function):
+        if inspect.isgeneratorfunction(code):
             return self._guard_generator(function)
         return self._guard_function(function)
 
@@ -569,20 +577,28 @@ class CircuitBreaker:
                 fail(call, error)
                 raise
             if hasattr(type(result), "__await__"):  # async after all: the call ends with the await
-                return cast("T", self._finish(call, cast("Awaitable[Any]", result)))
+                return cast("T", self._awaited(call, cast("Awaitable[Any]", result)))
             succeed(call, result)
             return result
 
         return guarded
 
-    async def _finish(self, call: Call, awaitable: Awaitable[T]) -> T:
-        try:
-            result = await awaitable
-        except BaseException as error:
-            self._fail(call, error)
-            raise
-        self._succeed(call, result)
-        return result
+    def _awaited(self, call: Call, awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
+        """Give a coroutine that ends the call when `awaitable` does; dropped without an await, it gives it back."""
+        permit = Permit(self, call)
+
+        async def finish() -> T:
+            try:
+                result = await awaitable
+            except BaseException as error:
+                permit.failure(error)
+                raise
+            permit.success(result)
+            return result
+
+        coroutine = finish()
+        weakref.finalize(coroutine, permit.drop).atexit = False
+        return coroutine
 
     def _guard_generator(
         self, function: Callable[..., Generator[Any, Any, Any]]
@@ -590,20 +606,22 @@ class CircuitBreaker:
         def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
             call = self._admit_timed()
             answered = False
+            thrown: BaseException | None
             try:
                 source = function(*args, **kwargs)
                 item = next(source)
                 answered = self._answer(call)
                 while True:
+                    sent = thrown = None
                     try:
                         sent = yield item
                     except GeneratorExit:
                         source.close()
                         raise
                     except BaseException as error:  # noqa: BLE001 - thrown in by the consumer, for the source to handle
-                        item = source.throw(error)
-                    else:
-                        item = source.send(sent)
+                        thrown = error
+                    # Outside of the except block: what the source raises later has nothing to do with this error.
+                    item = source.send(sent) if thrown is None else source.throw(thrown)
             except StopIteration as stop:
                 self._settle(call, SUCCESS)
                 return stop.value
@@ -613,6 +631,8 @@ class CircuitBreaker:
             except BaseException as error:
                 self._fail(call, error)
                 raise
+            finally:
+                thrown = None  # it would keep the frames that it came through alive, and they this one
 
         return guarded
 
@@ -622,20 +642,21 @@ class CircuitBreaker:
         async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
             call = self._admit_timed()
             answered = False
+            thrown: BaseException | None
             try:
                 source = function(*args, **kwargs)
                 item = await anext(source)
                 answered = self._answer(call)
                 while True:
+                    sent = thrown = None
                     try:
                         sent = yield item
                     except GeneratorExit:
                         await source.aclose()
                         raise
                     except BaseException as error:  # noqa: BLE001 - thrown in by the consumer, for the source to handle
-                        item = await source.athrow(error)
-                    else:
-                        item = await source.asend(sent)
+                        thrown = error
+                    item = await (source.asend(sent) if thrown is None else source.athrow(thrown))
             except StopAsyncIteration:
                 self._settle(call, SUCCESS)
             except GeneratorExit:  # the consumer left: with what it wanted, or before there was anything
@@ -644,20 +665,34 @@ class CircuitBreaker:
             except BaseException as error:
                 self._fail(call, error)
                 raise
+            finally:
+                thrown = None  # it would keep the frames that it came through alive, and they this one
 
         return guarded
 
     def _answer(self, call: Call) -> bool:
         """Note that a stream gave its first item."""
-        now = self._clock()
-
-        def step() -> None:
-            self._core.answer(call, now)
-            self._gather(now)
-
-        self._step(step)
-        self._tell(now)
+        self._do(lambda now: self._core.answer(call, now))
         return True
+
+
+def check_guardable(function: object) -> None:
+    """Refuse to decorate what is no function.
+
+    Raises:
+        ConfigurationError: a class, a classmethod or staticmethod object, or nothing that can be called.
+    """
+    if isinstance(function, staticmethod | classmethod):
+        raise ConfigurationError(
+            f"a circuit breaker guards functions: put it below @{type(function).__name__}, not above"
+        )
+    if isinstance(function, type) or not callable(function):
+        raise ConfigurationError(f"a circuit breaker guards functions, got {shown(function)}")
+
+
+def is_as_new(breaker: CircuitBreaker) -> bool:
+    """Tell whether a new breaker of the same configuration would do the same."""
+    return breaker._do(breaker._core.is_as_new)  # noqa: SLF001 - not for users: what it says is of use to a registry only
 
 
 class Permit:
@@ -690,7 +725,7 @@ class Permit:
             RuntimeError: the permit was settled before.
         """
         if not isinstance(error, BaseException):
-            raise ConfigurationError(f"error must be the exception that the call raised, got {error!r}")
+            raise ConfigurationError(f"error must be the exception that the call raised, got {shown(error)}")
         self._breaker._fail(self._take(), error)  # noqa: SLF001 - the permit is the breaker's other half
 
     def release(self) -> None:
@@ -700,6 +735,11 @@ class Permit:
             RuntimeError: the permit was settled before.
         """
         self._breaker._settle(self._take(), NEUTRAL)  # noqa: SLF001 - the permit is the breaker's other half
+
+    def drop(self) -> None:
+        """Release the permit if it is not settled; for a holder that may have been forgotten."""
+        if not self.settled:
+            self.release()
 
     def _take(self) -> Call:
         try:
@@ -755,7 +795,7 @@ def merged(config: CircuitBreakerConfig, overrides: Mapping[str, Any]) -> Circui
         ConfigurationError: not a configuration, no such field, or a value that makes no sense.
     """
     if not isinstance(config, CircuitBreakerConfig):
-        raise ConfigurationError(f"config must be a CircuitBreakerConfig, got {config!r}")
+        raise ConfigurationError(f"config must be a CircuitBreakerConfig, got {shown(config)}")
     for field in overrides:
         if field not in CircuitBreakerConfig.__dataclass_fields__:
             known = ", ".join(CircuitBreakerConfig.__dataclass_fields__)
@@ -783,10 +823,10 @@ def _read_dump(dumped: Mapping[str, object]) -> tuple[CircuitState, float, int]:
     if not isinstance(dumped, Mapping):
         raise ConfigurationError(f"dumped must be what dump() gave, got {type(dumped).__name__}")
     if dumped.get("format") != DUMP_FORMAT:
-        raise ConfigurationError(f"dumped['format'] must be {DUMP_FORMAT}, got {dumped.get('format')!r}")
+        raise ConfigurationError(f"dumped['format'] must be {DUMP_FORMAT}, got {shown(dumped.get('format'))}")
     state, remaining, attempt = dumped.get("state"), dumped.get("remaining"), dumped.get("reopen_attempt")
     if state not in [one.value for one in CircuitState]:
-        raise ConfigurationError(f"dumped['state'] must be one of {', '.join(CircuitState)}, got {state!r}")
+        raise ConfigurationError(f"dumped['state'] must be one of {', '.join(CircuitState)}, got {shown(state)}")
     check_number("dumped['remaining']", remaining, least=0)
     check_int("dumped['reopen_attempt']", attempt, least=0)
     return CircuitState(str(state)), cast("float", remaining), cast("int", attempt)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from resilience.checks import check_function, check_int, check_number, is_exception_types
+from resilience.checks import check_function, check_int, check_number, is_exception_types, shown
 from resilience.errors import ConfigurationError
 from resilience.windows import CountWindow, TimeWindow
 
@@ -82,7 +82,7 @@ class CircuitBreakerConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.window, CountWindow | TimeWindow):
-            raise ConfigurationError(f"window must be a CountWindow or a TimeWindow, got {self.window!r}")
+            raise ConfigurationError(f"window must be a CountWindow or a TimeWindow, got {shown(self.window)}")
         check_int("minimum_calls", self.minimum_calls)
         if isinstance(self.window, CountWindow) and self.minimum_calls > self.window.calls:
             raise ConfigurationError(
@@ -119,11 +119,12 @@ class CircuitBreakerConfig:
         if self.failure_result is not None:
             check_function("failure_result", self.failure_result)
         if not isinstance(self.initial_state, CircuitState):
-            raise ConfigurationError(f"initial_state must be a CircuitState, got {self.initial_state!r}")
+            raise ConfigurationError(f"initial_state must be a CircuitState, got {shown(self.initial_state)}")
 
-    def difference(self, other: CircuitBreakerConfig) -> str:
-        """Name the fields in which two configurations differ, for messages."""
-        return ", ".join(one.name for one in fields(self) if getattr(self, one.name) != getattr(other, one.name))
+
+def difference(one: CircuitBreakerConfig, other: CircuitBreakerConfig) -> str:
+    """Name the fields in which two configurations differ, for messages."""
+    return ", ".join(field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name))
 
 
 def _check_filter(field: str, value: object) -> None:
@@ -131,9 +132,9 @@ def _check_filter(field: str, value: object) -> None:
     if is_exception_types(value):
         return
     if isinstance(value, tuple | type):
-        raise ConfigurationError(f"{field} must name exception types only, got {value!r}")
+        raise ConfigurationError(f"{field} must name exception types only, got {shown(value)}")
     if not callable(value):
         raise ConfigurationError(
-            f"{field} must be an exception type, a tuple of them, or a function of an exception, got {value!r}"
+            f"{field} must be an exception type, a tuple of them, or a function of an exception, got {shown(value)}"
         )
     check_function(field, value)

@@ -494,7 +494,7 @@ class BreakerCore:
         """Apply the answer of the user's function, unless the circuit has moved on; give the time that holds."""
         if opening != self._openings or self.state is not OPEN:
             return None
-        open_for = min(max(seconds, 0.0), self._config.max_open_duration)
+        open_for = float(min(max(seconds, 0.0), self._config.max_open_duration))
         self.open_until = self._opened_at + open_for
         return open_for
 

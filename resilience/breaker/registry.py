@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
-from resilience.checks import check_function, check_int, check_name
+from resilience.checks import check_function, check_int, check_name, shown
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError
 from resilience.events import BreakerAdded, BreakerRemoved, Event, Outbox, RegistryFull
 
-from .breaker import CircuitBreaker, CircuitBreakerSnapshot, merged
-from .config import CircuitBreakerConfig
+from .breaker import CircuitBreaker, CircuitBreakerSnapshot, check_guardable, is_as_new, merged
+from .config import CircuitBreakerConfig, difference
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,21 +71,29 @@ class CircuitBreakerRegistry:
         wanted = None
         if config is not None or overrides:
             wanted = merged(self._default if config is None else config, overrides)
-        with self._lock:
-            breaker = self._listed.get(name) or self._held_elsewhere.get(name)
-            if breaker is None:
-                breaker = CircuitBreaker(name, wanted or self._default, clock=self._clock)
-                self._add(breaker)
+        breaker = self._find(name)
+        if breaker is None:
+            # Made outside the lock, since its open time may be a function of the user's; the first to come back wins.
+            made = CircuitBreaker(name, wanted or self._default, clock=self._clock)
+            now = self._clock()
+            with self._lock:
+                breaker = self._find(name)
+                if breaker is None:
+                    breaker = made
+                    self._add(made, now)
         self._outbox.deliver()
         if wanted is not None and breaker.config != wanted:
             raise ConfigurationError(
                 f"circuit breaker {name!r} exists with another configuration, which differs in "
-                f"{breaker.config.difference(wanted)}: give both places the same, or use another name"
+                f"{difference(breaker.config, wanted)}: give both places the same, or use another name"
             )
         return breaker
 
-    def _add(self, breaker: CircuitBreaker) -> None:
-        now = self._clock()
+    def _find(self, name: str) -> CircuitBreaker | None:
+        with self._lock:
+            return self._listed.get(name) or self._held_elsewhere.get(name)
+
+    def _add(self, breaker: CircuitBreaker, now: float) -> None:
         if len(self._listed) < self._max_size or self._evict(now):
             self._listed[breaker.name] = breaker
             self._put(BreakerAdded(breaker.name, now))
@@ -94,8 +102,9 @@ class CircuitBreakerRegistry:
             self._put(RegistryFull(breaker.name, now, len(self._listed)))
 
     def _evict(self, now: float) -> bool:
-        for name, breaker in self._listed.items():
-            if breaker.is_as_new():
+        # A list, and a second look: the garbage collector may run a `__del__` that uses this registry at any step.
+        for name, breaker in list(self._listed.items()):
+            if is_as_new(breaker) and self._listed.get(name) is breaker:
                 del self._listed[name]
                 self._held_elsewhere[name] = breaker
                 self._put(BreakerRemoved(name, now, "evicted"))
@@ -111,11 +120,12 @@ class CircuitBreakerRegistry:
 
         The next `get` makes a new one. Functions that the removed breaker guards keep it and its state.
         """
+        now = self._clock()
         with self._lock:
             listed = self._listed.pop(name, None)
             removed = self._held_elsewhere.pop(name, None) or listed
             if removed is not None:
-                self._put(BreakerRemoved(name, self._clock(), "removed"))
+                self._put(BreakerRemoved(name, now, "removed"))
         self._outbox.deliver()
         return removed is not None
 
@@ -182,8 +192,11 @@ def circuit_breaker(
 def _guard(
     function: Callable[..., Any], name: str | None, config: CircuitBreakerConfig | None, overrides: dict[str, Any]
 ) -> Callable[..., Any]:
+    check_guardable(function)  # first, so that nothing is listed in vain
     if name is None:
-        if isinstance(function, type) or not hasattr(function, "__qualname__"):
-            raise ConfigurationError(f"a circuit breaker guards functions, got {function!r}; others need a name given")
+        if not hasattr(function, "__qualname__"):
+            raise ConfigurationError(
+                f"a circuit breaker guards functions, got {shown(function)}; others need a name given"
+            )
         name = f"{function.__module__}.{function.__qualname__}"
     return circuit_breakers.get(name, config, **overrides)(function)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeAlias
 
-from resilience.checks import is_async
+from resilience.checks import is_async, shown
 from resilience.errors import ConfigurationError, type_name
 
 from .records import Event, EventsDropped, SinkFailed
@@ -34,13 +34,14 @@ class Subscription:
         errors: how often the sink raised.
     """
 
-    __slots__ = ("__weakref__", "_sink", "errors", "name", "types")
+    __slots__ = ("__weakref__", "_sink", "_told", "errors", "name", "types")
 
     def __init__(self, sink: Sink, types: tuple[type[Event], ...], name: str | None) -> None:
         self._sink = sink
         self.types = types
         self.name = name
         self.errors = 0
+        self._told = False
 
     def deliver(self, event: Event) -> None:
         """Call the sink; whatever it does, the caller of the component is not harmed."""
@@ -51,16 +52,18 @@ class Subscription:
         except (KeyboardInterrupt, SystemExit):
             raise  # These belong to the process, whoever they hit.
         except BaseException as error:  # noqa: BLE001 - a sink that raises CancelledError must not cancel the call
-            self._failed(type_name(error))
+            self._failed(event, type_name(error))
         else:
             # A lambda around an async function passes the check of `subscribe`; its coroutine would never run.
             if result is not None and inspect.iscoroutine(result):
                 result.close()
-                self._failed("coroutine")
+                self._failed(event, "coroutine")
 
-    def _failed(self, error_type: str) -> None:
+    def _failed(self, event: Event, error_type: str) -> None:
         self.errors += 1
-        if self.errors == 1 and SinkFailed.sinks:
+        # Told once; and no report about a report, or many failing sinks would report each other to the stack's end.
+        if not self._told and not isinstance(event, SinkFailed):
+            self._told = True
             report = SinkFailed("events", time.monotonic(), sink=sink_name(self._sink), error_type=error_type)
             for other in SinkFailed.sinks:
                 if other is not self:
@@ -106,7 +109,7 @@ def subscribe(sink: Sink, *types: type[Event], name: str | None = None) -> Subsc
     asked: tuple[object, ...] = types
     for one in asked:
         if not (isinstance(one, type) and issubclass(one, Event)):
-            raise ConfigurationError(f"types must be event types such as CircuitStateChanged, got {one!r}")
+            raise ConfigurationError(f"types must be event types such as CircuitStateChanged, got {shown(one)}")
     if not isinstance(name, str | None):
         raise ConfigurationError(f"name must be a component's name or None, got {type(name).__name__}")
     subscription = Subscription(sink, types or (Event,), name)
@@ -173,7 +176,7 @@ class Outbox:
                 while pending:
                     event = pending.popleft()
                     emit(event)
-                    if self._dropped:
+                    if self._dropped and not pending:  # they came after all that was pending
                         self._tell_dropped(event)
             finally:
                 self._delivering.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import inspect
 import time
 from collections import deque
 from collections.abc import Callable
@@ -103,6 +104,8 @@ class QueueSink:
         self._call_soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
         self._ready = anyio.Event()
         self._done = anyio.Event()
+        # Shielded, so that a cancelled block can still hand over what is queued; ended by `__aexit__`.
+        self._scope = anyio.CancelScope(shield=True)
         self._group = await anyio.create_task_group().__aenter__()
         self._open = True
         # An empty context: the worker serves everybody and must not log the request id of whoever started it.
@@ -116,39 +119,51 @@ class QueueSink:
         self._ready.set()
         with anyio.move_on_after(self._close_timeout, shield=True):
             await self._done.wait()
-        self._group.cancel_scope.cancel()
-        # Not told of the block's exception, which it would wrap in a group.
-        await self._group.__aexit__(None, None, None)
-        if self._queue:
-            self._drop(len(self._queue))
-            self._queue.clear()
-        self._tell_dropped(self._clock())
+        self._scope.cancel()
+        try:
+            # Not told of the block's exception, which it would wrap in a group.
+            await self._group.__aexit__(None, None, None)
+        finally:
+            if self._queue:
+                self._drop(len(self._queue))
+                self._queue.clear()
+            self._tell_dropped(self._clock())
 
     def _set_ready(self) -> None:
         self._ready.set()  # Whichever event the worker waits for by then.
 
     async def _work(self) -> None:
-        while True:
-            while self._queue:
-                await self._hand_over(self._queue.popleft())
-            if not self._open:
-                break
-            self._ready = anyio.Event()
-            self._idle = True
-            # Looked at again: an event put before `_idle` was set has woken nobody.
-            if not self._queue:
-                await self._ready.wait()
-            self._idle = False
-        self._done.set()
+        with self._scope:
+            while True:
+                while self._queue:
+                    await self._hand_over(self._queue.popleft())
+                if not self._open:
+                    break
+                self._ready = anyio.Event()
+                self._idle = True
+                # Looked at again: an event put before `_idle` was set has woken nobody.
+                if not self._queue:
+                    await self._ready.wait()
+                self._idle = False
+            self._done.set()
 
     async def _hand_over(self, event: Event) -> None:
         try:
             if self._is_async:
                 result: Any = self._function(event)
-                await result
             else:
-                await anyio.to_thread.run_sync(self._function, event, abandon_on_cancel=True)
+                # In a list, because trio refuses a coroutine that comes out of a thread.
+                [result] = await anyio.to_thread.run_sync(lambda: [self._function(event)], abandon_on_cancel=True)
+            if inspect.isawaitable(result):  # of an async function, or of a lambda around one
+                await result
         except Exception as error:  # noqa: BLE001 - a consumer's failure must not end the worker
-            self.errors += 1
-            if self.errors == 1 and SinkFailed.sinks:
-                emit(SinkFailed("events", self._clock(), sink=sink_name(self), error_type=type_name(error)))
+            self._failed(error)
+        except anyio.get_cancelled_exc_class() as error:
+            if self._scope.cancel_called:
+                raise
+            self._failed(error)  # on asyncio, of something that the consumer awaited
+
+    def _failed(self, error: BaseException) -> None:
+        self.errors += 1
+        if self.errors == 1 and SinkFailed.sinks:
+            emit(SinkFailed("events", self._clock(), sink=sink_name(self), error_type=type_name(error)))

@@ -12,10 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, fields
 from itertools import count
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform
-
-if TYPE_CHECKING:
-    from .bus import Subscription
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform
 
 Severity: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -26,7 +23,9 @@ _next_seq = count(1).__next__
 @dataclass_transform(field_specifiers=(field,))
 def _record(cls: type[E]) -> type[E]:
     """Make a slotted dataclass. `Event` prints and compares for all: generated, that would double the import time."""
-    return dataclass(slots=True, repr=False, eq=False)(cls)
+    made = dataclass(slots=True, repr=False, eq=False)(cls)
+    cls.replaced = True  # type: ignore[attr-defined]  # slots need a new class; the first hides among the subclasses
+    return made
 
 
 @_record
@@ -42,8 +41,8 @@ class Event:
 
     kind: ClassVar[str] = "event"
     default_severity: ClassVar[Severity] = "debug"
-    sinks: ClassVar[tuple[Subscription, ...]] = ()
-    """Who listens to this type now. Kept by `subscribe`; read before an event is built."""
+    sinks: ClassVar[tuple[Any, ...]] = ()
+    """The subscriptions to this type. Kept by `subscribe`; read before an event is built."""
 
     name: str
     at: float

@@ -167,7 +167,6 @@ class LogSink:
 
             # Bound once: the lazy proxy would assemble a logger for every line.
             self._logger = structlog.get_logger("resilience").bind()
-            atexit.register(self.close)
         try:
             getattr(self._logger, severity)(kind, **told)
         except BaseException:
@@ -176,7 +175,6 @@ class LogSink:
 
     def close(self) -> None:
         """Write the summaries that are due; called by `disable_logging` and at exit."""
-        atexit.unregister(self.close)
         with self._lock:
             summaries = self._flood.close()
         for summary in summaries:
@@ -215,13 +213,14 @@ def disable_logging() -> None:
 def _logged_types(kind: type[Event]) -> Iterator[type[Event]]:
     """Give the types that can have a severity above debug: asking for others would make every call build an event."""
     for below in kind.__subclasses__():
-        if below.default_severity != "debug":
+        if below.default_severity != "debug" and "replaced" not in vars(below):
             yield below
         yield from _logged_types(below)
 
 
 if os.environ.get("RESILIENCE_LOG", "").strip().lower() not in {"off", "0", "false", "no"}:
     enable_logging()
+    atexit.register(disable_logging)  # tells the floods that were counted and not told
 
 
 # --- a list, in tests ---
