@@ -634,6 +634,25 @@ def test_an_open_connection_costs_its_grace_before_each_jump(backend: Backend) -
 
 
 @both
+def test_a_closed_connection_costs_nothing_any_more(backend: Backend) -> None:
+    clock = VirtualClock(io_grace=0.2)
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        async with await SocketStream.from_socket(ours) as stream:
+            theirs.sendall(b"bye")
+            assert await stream.receive() == b"bye"
+        with real_time_below(5):
+            for _ in range(100):
+                await anyio.sleep(1)
+        await wait_for_ever()
+
+    with theirs, pytest.raises(Deadlock):
+        clock.run(main, backend=backend)
+    assert clock() == 100.0
+
+
+@both
 def test_a_child_process_is_waited_for(backend: Backend) -> None:
     clock = VirtualClock(hold_limit=30)
     quiet = [sys.executable, "-S", "-c", "import time; time.sleep(0.2)"]
@@ -927,6 +946,75 @@ def test_a_manual_clock_moves_by_another_thread_only(backend: Backend) -> None:
     with foreign_thread(driver):
         clock.run(main, backend=backend)
     assert woken == [10.0]
+
+
+@both
+def test_an_advance_from_another_thread_wakes_the_loop_at_once(backend: Backend) -> None:
+    clock = VirtualClock(autojump=False)
+    started = threading.Event()
+    woken: list[float] = []
+
+    async def main() -> None:
+        for number in range(40):
+            started.set()
+            await anyio.sleep_until(number + 1)
+            woken.append(clock())
+
+    def has_woken(number: int) -> bool:
+        return len(woken) > number
+
+    def driver() -> None:
+        started.wait(10)
+        for number in range(40):
+            clock.advance(1)
+            wait_until(partial(has_woken, number))
+
+    with foreign_thread(driver), real_time_below(2):  # a loop that only looks each 0.1 s takes 4
+        clock.run(main, backend=backend)
+    assert woken == [float(number + 1) for number in range(40)]
+
+
+@both
+def test_an_advance_inside_a_task_is_noticed_at_once(backend: Backend) -> None:
+    clock = VirtualClock(autojump=False)
+    done = threading.Event()  # the other thread lives on: without any, there would be nothing to wait for
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            for number in range(40):
+                tasks.start_soon(anyio.sleep_until, number + 1)
+                for _ in range(5):
+                    await checkpoint()
+                with anyio.move_on_after(1):
+                    clock.advance(1)
+                    await anyio.sleep_forever()
+        done.set()
+
+    with foreign_thread(partial(done.wait, 10)), real_time_below(2):  # a loop that only looks each 0.1 s takes 4
+        clock.run(main, backend=backend)
+    assert clock() == 40.0
+
+
+@both
+def test_settling_does_not_wait_for_threads(backend: Backend) -> None:
+    clock = VirtualClock(autojump=False)
+    automatic = VirtualClock(hold_limit=1)
+    release = threading.Event()
+
+    async def settle_often(clock: VirtualClock) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, release.wait, 10)
+            tasks.start_soon(anyio.sleep, 100)
+            for _ in range(20):
+                await clock.advance_and_settle(1)
+            assert clock() == 20.0
+            release.set()
+            tasks.cancel_scope.cancel()
+
+    with real_time_below(5):
+        clock.run(settle_often, clock, backend=backend)
+        release.clear()
+        automatic.run(settle_often, automatic, backend=backend)
 
 
 @both
