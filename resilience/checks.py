@@ -13,7 +13,7 @@ _LONGEST = 100
 
 
 def check_int(field: str, value: object, least: int = 1, most: int | None = None) -> None:
-    """Refuse what is no int, or out of range.
+    """Refuse anything but an int in range.
 
     Raises:
         ConfigurationError: with the field's name.
@@ -30,7 +30,7 @@ def check_int(field: str, value: object, least: int = 1, most: int | None = None
 def check_number(
     field: str, value: object, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
 ) -> None:
-    """Refuse what is no finite number, or out of range.
+    """Refuse anything but a finite number in range.
 
     Raises:
         ConfigurationError: with the field's name.

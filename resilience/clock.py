@@ -1,4 +1,4 @@
-"""What time is, here: seconds from a callable that never runs backwards."""
+"""The clock that everything here measures by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Clock: TypeAlias = Callable[[], float]
 
 Every object that measures time takes one as `clock=` and reads it once per operation. The default is
 `time.monotonic`. Pass `anyio.current_time` or a `resilience.testing.VirtualClock` in tests, so that decisions and
-waits share one time. Never pass `time.time`: the wall clock is stepped by NTP, by suspended machines and by hand, and
-a backward step would keep a circuit open, or a window full, for as long as the step was. Wall time appears in events
+waits share one time. Never pass `time.time`: NTP, a suspend or an operator may set the wall clock back, and that
+would keep a circuit open, or a window full, for as long as the step was. Wall time appears in events
 only.
 """

@@ -26,7 +26,7 @@ _PUBLIC_MODULE = "resilience"
 
 
 def type_name(error: BaseException) -> str:
-    """Name the type of `error` as logs and metrics do: qualified, except for builtins."""
+    """Return the name of the type of `error` as logs and metrics show it: qualified, except for builtins."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -99,7 +99,8 @@ class RejectedError(ResilienceError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return f"{self.policy} {self.name!r} refused the call: {self.reason.replace('_', ' ')}{self._hint()}"
+        policy, reason = self.policy.replace("_", " "), self.reason.replace("_", " ")
+        return f"{policy} {self.name!r} refused the call: {reason}{self._hint()}"
 
     def _hint(self) -> str:
         return "" if self.retry_after is None else f", retry in {self.retry_after:.3g} s"
@@ -121,7 +122,7 @@ class CircuitOpenError(RejectedError):
         retry_after: float | None = None,
         last_error_type: str | None = None,
     ) -> None:
-        Exception.__init__(self)  # the chain of constructors would take as long as all else that a refusal does
+        Exception.__init__(self)  # the base constructors would cost as much as the rest of a refusal
         self.name = name
         self.policy = "circuit_breaker"
         self.reason = str(state)
@@ -161,6 +162,7 @@ class PoolTimeoutError(RejectedError, TimeoutError):
 
     Attributes:
         stats: the pool's `PoolStats` at that moment, or None.
+        explanation: what the pool was busy with, for people.
     """
 
     def __init__(
@@ -177,7 +179,9 @@ class PoolTimeoutError(RejectedError, TimeoutError):
         self.explanation = explanation
 
     def __str__(self) -> str:
-        return f"{super().__str__()}{': ' if self.explanation else ''}{self.explanation}"
+        explained = f": {self.explanation}" if self.explanation else ""
+        reason = "" if self.reason == "timeout" else f" ({self.reason})"
+        return f"pool {self.name!r} had no connection in time{reason}{self._hint()}{explained}"
 
 
 class PoolFullError(RejectedError):

@@ -94,7 +94,7 @@ EXAMPLES: list[tuple[ResilienceError, dict[str, object], str]] = [
             "retry_after": 3.0,
             "decision": ("no", 3.0),
         },
-        "rate_limiter 'api' refused the call: deadline, retry in 3 s",
+        "rate limiter 'api' refused the call: deadline, retry in 3 s",
     ),
     (
         BulkheadFullError("reports"),
@@ -116,12 +116,12 @@ EXAMPLES: list[tuple[ResilienceError, dict[str, object], str]] = [
             "stats": {"leased": 10},
             "explanation": "10 of 10 leased",
         },
-        "pool 'db' refused the call: timeout: 10 of 10 leased",
+        "pool 'db' had no connection in time: 10 of 10 leased",
     ),
     (
         PoolTimeoutError("db", "hopeless", 4.0),
         {"reason": "hopeless", "retry_after": 4.0, "stats": None, "explanation": ""},
-        "pool 'db' refused the call: hopeless, retry in 4 s",
+        "pool 'db' had no connection in time (hopeless), retry in 4 s",
     ),
     (
         PoolFullError("db"),

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilience import ConfigurationError, CountWindow, TimeWindow
-from resilience.windows import ANSWERED, FAILED, GONE, SLOW, CountRing, TimeBuckets
+from resilience.windows import FAILED, GONE, SLOW, SUCCEEDED, CountRing, TimeBuckets
 
-OUTCOMES = [ANSWERED, FAILED, ANSWERED | SLOW, FAILED | SLOW]
+OUTCOMES = [SUCCEEDED, FAILED, SUCCEEDED | SLOW, FAILED | SLOW]
 
 outcomes = st.sampled_from(OUTCOMES)
 amendments = st.tuples(st.integers(0, 50), st.sampled_from([GONE, *OUTCOMES]))
@@ -21,7 +21,7 @@ moves = st.lists(st.one_of(outcomes, amendments), max_size=80)
 
 def totals(counted: list[int]) -> tuple[int, int, int]:
     kept = [outcome for outcome in counted if outcome != GONE]
-    return len(kept), sum(bool(one & FAILED) for one in kept), sum(bool(one & SLOW) for one in kept)
+    return len(kept), sum(one & FAILED == FAILED for one in kept), sum(bool(one & SLOW) for one in kept)
 
 
 @given(size=st.integers(1, 12), story=moves)
@@ -40,7 +40,7 @@ def test_a_ring_holds_the_last_calls(size: int, story: list[Any]) -> None:
             ring.amend(which, told[which], after, 0.0)
             told[which] = after
         assert (ring.calls, ring.failures, ring.slow) == totals(told[-size:])
-        assert ring.is_saturated() == (told[-size:] == [ANSWERED] * size)
+        assert ring.is_saturated() == (told[-size:] == [SUCCEEDED] * size)
 
 
 @given(
@@ -79,7 +79,7 @@ def test_buckets_are_aligned_and_leave_one_by_one() -> None:
     seen = []
     for at, calls, failures in ((0.9, 50, 40), (1.0, 10, 0), (2.5, 20, 20), (3.1, 25, 20), (5.4, 8, 0), (7.3, 5, 5)):
         for number in range(calls):
-            window.add(FAILED if number < failures else ANSWERED, at)
+            window.add(FAILED if number < failures else SUCCEEDED, at)
         seen.append((window.calls, window.calls - window.failures))
     window.advance(22.5)
     seen.append((window.calls, window.calls - window.failures))
@@ -88,7 +88,7 @@ def test_buckets_are_aligned_and_leave_one_by_one() -> None:
 
 def test_a_thread_that_read_its_clock_first_and_came_second_counts_as_now() -> None:
     window = TimeBuckets(1.0, 2, 0.0)
-    window.add(ANSWERED, 5.0)
+    window.add(SUCCEEDED, 5.0)
     window.add(FAILED, 4.0)
     assert (window.calls, window.failures) == (2, 1)
     window.advance(6.5)
@@ -107,7 +107,7 @@ def test_a_gap_of_ages_costs_no_more_than_the_window() -> None:
 def test_clocks_that_start_high_lose_nothing() -> None:
     window = TimeBuckets(0.1, 10, 1.8e9)
     for number in range(10):
-        window.add(ANSWERED, 1.8e9 + number * 0.05)
+        window.add(SUCCEEDED, 1.8e9 + number * 0.05)
     assert window.calls == 10
 
 

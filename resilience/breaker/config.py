@@ -44,13 +44,14 @@ class CircuitBreakerConfig:
         slow_call_duration: seconds from which on a call is slow, also while it is still running; None: none is.
         slow_call_rate_threshold: opens at this share of slow calls or more; over 0, up to 1.
         open_duration: seconds from opening to the first probe, 0 or more; or a plain function from the reopen attempt
-            (0, 1, 2 ... since it was closed) to seconds, which are then used as they are, capped.
+            (0, 1, 2 ... since it was closed) to seconds, which are then used as they are, capped;
+            `open_backoff` and `open_jitter` are for numbers only.
         open_backoff: factor per reopen, at least 1: a callee that fails its probes is left alone for longer.
         max_open_duration: cap in seconds, at least `open_duration`.
         open_jitter: share of the open time added at random, drawn once at opening, 0 to 1: instances that opened
             together should not probe together.
         half_open_calls: results that decide in half-open, at least 1.
-        half_open_concurrency: probes in flight at a time, at least 1 and at most `half_open_calls`; None: all of them.
+        half_open_concurrency: probes in flight at a time, at least 1 and at most `half_open_calls`; None: no own limit.
         probe_lease: seconds after which a silent probe may be replaced: a probe that hangs cannot wedge the breaker.
         failure_on: which exceptions are failures: a type, a tuple of types, or a function of the exception. All other
             ordinary exceptions are successes: the callee answered. Rejections by this library's own policies say

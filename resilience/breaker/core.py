@@ -18,7 +18,7 @@ from math import inf, nextafter
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
-from resilience.windows import ANSWERED, FAILED, GONE, SLOW, Window
+from resilience.windows import FAILED, GONE, SLOW, SUCCEEDED, Window
 
 from .classify import CANCELLED, FAILURE, SUCCESS, Verdict
 from .config import CircuitBreakerConfig, CircuitState
@@ -63,7 +63,7 @@ TRANSITIONS: Final[Mapping[tuple[CircuitState, Trigger], CircuitState]] = Mappin
     }
 )
 
-_MARKED: Final = ANSWERED | SLOW
+_MARKED: Final = SUCCEEDED | SLOW
 """A call that is overdue and still running: slow for certain, failed perhaps later."""
 
 
@@ -274,12 +274,12 @@ class BreakerCore:
                 self._see_overdue(now)
             slow = self._is_slow(call, now)
         if verdict is SUCCESS:
-            outcome = ANSWERED
+            outcome = SUCCEEDED
         elif verdict is FAILURE:
             outcome = FAILED
         else:
             # Cancelled after it was slow: most hung calls end like this, cut off by a timeout further out.
-            outcome = ANSWERED if slow and verdict is CANCELLED else GONE
+            outcome = SUCCEEDED if slow and verdict is CANCELLED else GONE
         if slow and outcome:
             outcome |= SLOW
         if call.era != self.era:
@@ -362,7 +362,8 @@ class BreakerCore:
         if slow_call_rate >= config.slow_call_rate_threshold:
             self._exceed(Trigger.SLOW_CALL_RATE, slow_call_rate, calls)
         if self._exceeded and self.state is CLOSED:
-            self._move(min(self._exceeded), now)
+            failed = Trigger.FAILURE_RATE in self._exceeded
+            self._move(Trigger.FAILURE_RATE if failed else Trigger.SLOW_CALL_RATE, now)
 
     def _exceed(self, threshold: Trigger, rate: float, calls: int) -> None:
         if threshold not in self._exceeded:
@@ -535,8 +536,9 @@ class BreakerCore:
     def in_flight(self) -> int:
         """Count the calls whose end is still to come, over all eras."""
         # Looking at a count takes a number off it; both are looked at alike, which leaves their difference as it was.
+        # The endings first: a call that begins and ends between the two looks must not make the difference negative.
         ended = next(self.endings)
-        return max(next(self.admissions) - ended, 0)
+        return next(self.admissions) - ended
 
     def rejected(self) -> int:
         """Count the calls refused over the breaker's life."""
@@ -570,7 +572,7 @@ class BreakerCore:
 
 
 def seconds_until(at: float, now: float) -> float:
-    """Give the seconds from `now` to `at`, so that who waits exactly so long does not come a rounding too early."""
+    """Return the seconds from `now` to `at`, rounded so that a caller who waits exactly that long is never early."""
     wait = at - now
     if wait <= 0:
         return 0.0

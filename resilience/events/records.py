@@ -88,9 +88,10 @@ class CircuitStateChanged(Event):
     Attributes:
         era: the number of the stretch that begins here; results of calls admitted before it no longer decide anything.
         reason: what moved it, as in the transition table, such as "failure_rate" or "probes_succeeded".
-        failure_rate: share of failed calls in the window that is left behind, None below `minimum_calls`.
-        slow_call_rate: share of slow calls there, None below `minimum_calls`.
-        calls: how many calls that window held.
+        failure_rate: share of failed calls in what is left behind, the window or the round of probes; None where a
+            window held fewer than `minimum_calls`.
+        slow_call_rate: share of slow calls there, likewise.
+        calls: how many calls that was.
         open_for: seconds until the first probe when it opened, else None.
     """
 
@@ -114,7 +115,7 @@ class CircuitStateChanged(Event):
 
 @_record
 class CallSucceeded(Event):
-    """A guarded call succeeded. `slow`: it took `slow_call_duration` or longer."""
+    """A guarded call succeeded. `slow`: it took `slow_call_duration` or longer; never in DISABLED."""
 
     kind: ClassVar[str] = "circuit_breaker.call_succeeded"
 
