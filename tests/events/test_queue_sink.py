@@ -485,6 +485,24 @@ async def test_the_exception_of_the_block_passes_unchanged() -> None:
     assert consumer.heard == [1.0]
 
 
+async def test_the_exception_of_a_cancelled_block_is_not_lost_either() -> None:
+    own = KeyError("mine")
+
+    async def consume(_: Event) -> None:
+        await anyio.sleep(1)
+
+    async def body() -> None:
+        with anyio.CancelScope() as scope:
+            async with QueueSink(consume) as sink:
+                sink(hit())
+                scope.cancel()
+                raise own
+
+    with pytest.raises(KeyError) as raised:
+        await body()
+    assert raised.value is own
+
+
 async def test_a_group_raised_in_the_block_is_not_wrapped_in_another() -> None:
     own = ExceptionGroup("mine", [KeyError(1), ValueError(2)])
 
