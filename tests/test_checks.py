@@ -146,6 +146,12 @@ def test_what_gives_no_coroutine_is_not_async(value: object) -> None:
     assert not is_async(value)
 
 
+def test_a_partial_is_seen_through_also_when_python_does_not_flatten_it() -> None:
+    inner = partial(AsyncCallable(), 1)
+    inner.note = "a partial with attributes of its own stays a layer"  # type: ignore[attr-defined]
+    assert is_async(partial(inner, 2))
+
+
 def test_a_class_is_not_async_because_its_instances_are() -> None:
     assert not is_async(AsyncCallable)
 

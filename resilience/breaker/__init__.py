@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .breaker import CircuitBreaker, CircuitBreakerSnapshot, Guard, Permit
+from .breaker import CircuitBreaker, CircuitBreakerSnapshot
 from .config import CircuitBreakerConfig, CircuitState, ExceptionFilter
 from .registry import CircuitBreakerRegistry, circuit_breaker, circuit_breakers
+from .wrap import Guard, Permit
 
 __all__ = [
     "CircuitBreaker",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -139,3 +139,18 @@ def _check_filter(field: str, value: object) -> None:
             f"{field} must be an exception type, a tuple of them, or a function of an exception, got {shown(value)}"
         )
     check_function(field, value)
+
+
+def merged(config: CircuitBreakerConfig, overrides: Mapping[str, Any]) -> CircuitBreakerConfig:
+    """Give `config` with some fields replaced; unknown names are refused by name.
+
+    Raises:
+        ConfigurationError: not a configuration, no such field, or a value that makes no sense.
+    """
+    if not isinstance(config, CircuitBreakerConfig):
+        raise ConfigurationError(f"config must be a CircuitBreakerConfig, got {shown(config)}")
+    for field in overrides:
+        if field not in CircuitBreakerConfig.__dataclass_fields__:
+            known = ", ".join(CircuitBreakerConfig.__dataclass_fields__)
+            raise ConfigurationError(f"{field} must be a field of CircuitBreakerConfig: {known}")
+    return replace(config, **overrides) if overrides else config

@@ -77,16 +77,16 @@ class Call:
     Attributes:
         era: in which it was admitted.
         started: the breaker's time then; NaN for the call that stands for all that nobody times.
-        answered: when a stream gave its first item, else None.
+        first_item_at: when a stream gave its first item, else None.
         mark: where it was counted as slow while still running, else None.
     """
 
-    __slots__ = ("answered", "era", "mark", "started")
+    __slots__ = ("era", "first_item_at", "mark", "started")
 
     def __init__(self, era: int, started: float) -> None:
         self.era = era
         self.started = started
-        self.answered: float | None = None
+        self.first_item_at: float | None = None
         self.mark: Mark | None = None
 
 
@@ -236,8 +236,8 @@ class BreakerCore:
 
     def admit(self, now: float) -> Call | None:
         """Let a call in, or refuse it (None)."""
-        self.look(now)
-        if self._window is None and not self._has_place(now):
+        self.see_overdue(now)
+        if self._window is None and not self._make_room(now):
             next(self.refusals)
             return None
         next(self.admissions)
@@ -248,8 +248,8 @@ class BreakerCore:
             self.watch.calls[call] = None
         return call
 
-    def _has_place(self, now: float) -> bool:
-        """Decide where no window is counted in: everywhere but in CLOSED and METRICS_ONLY."""
+    def _make_room(self, now: float) -> bool:
+        """Find a place where no window is counted in: everywhere but in CLOSED and METRICS_ONLY."""
         if self.state is OPEN and now >= self.open_until:
             self._move(Trigger.OPEN_TIME_OVER, now)
         while self.state is HALF_OPEN and not self._has_room():
@@ -257,12 +257,12 @@ class BreakerCore:
                 return False
         return self.state is not OPEN and self.state is not FORCED_OPEN
 
-    def answer(self, call: Call, now: float) -> None:
-        """A stream gave its first item: from here on it is as quick, or as slow, as it was until now."""
-        self.look(now)
+    def first_item(self, call: Call, now: float) -> None:
+        """Note that a stream gave its first item: its speed is settled from here on."""
+        self.see_overdue(now)
         if self.watch is not None:
             self.watch.calls.pop(call, None)
-        call.answered = now
+        call.first_item_at = now
 
     def settle(self, call: Call, verdict: Verdict, now: float) -> bool:
         """Take in the end of a call, once for each admitted one; tell whether it was slow."""
@@ -271,7 +271,7 @@ class BreakerCore:
         if watch is not None:
             watch.calls.pop(call, None)
             if now >= watch.due:
-                self._see_overdue(now)
+                self._count_overdue(now)
             slow = self._is_slow(call, now)
         if verdict is SUCCESS:
             outcome = SUCCEEDED
@@ -291,7 +291,7 @@ class BreakerCore:
         return slow
 
     def _is_slow(self, call: Call, now: float) -> bool:
-        end = now if call.answered is None else call.answered
+        end = now if call.first_item_at is None else call.first_item_at
         # What was counted as slow stays slow, though this thread may have read its clock before the other one did.
         return self._slow_after is not None and (end - call.started >= self._slow_after or call.mark is not None)
 
@@ -323,18 +323,19 @@ class BreakerCore:
             self._failed_probes += outcome & FAILED == FAILED
             self._judge_probes(now)
 
-    def look(self, now: float) -> None:
+    def see_overdue(self, now: float) -> None:
         """See what has become overdue; part of each admission, settlement and snapshot."""
         if self.watch is not None and now >= self.watch.due:
-            self._see_overdue(now)
+            self._count_overdue(now)
 
-    def _see_overdue(self, now: float) -> None:
+    def _count_overdue(self, now: float) -> None:
         """Count calls that are slow already though they still run: a hang is seen within one slow call's time."""
         watch, slow_after = self.watch, self._slow_after
         while watch is not None and slow_after is not None:
             oldest = watch.oldest()
             if oldest is None or now - oldest.started < slow_after:
                 if self._window is not None:
+                    # One float early, or rounding could admit past a call that is overdue.
                     watch.due = nextafter((now if oldest is None else oldest.started) + slow_after, -inf)
                 return
             watch.calls.pop(oldest, None)
@@ -390,9 +391,9 @@ class BreakerCore:
     # --- probes ---
 
     def _has_room(self) -> bool:
-        return self._is_room(len(self._probes), self._marked_probes)
+        return self._fits(len(self._probes), self._marked_probes)
 
-    def _is_room(self, probes: int, marked: int) -> bool:
+    def _fits(self, probes: int, marked: int) -> bool:
         """Tell whether one more result is wanted and one more probe may run; marked probes have their result."""
         return probes < self._concurrency and self._probed + probes - marked < self._config.half_open_calls
 
@@ -410,7 +411,7 @@ class BreakerCore:
             self._judge_probes(now)
         return True
 
-    def _room_at(self) -> float:
+    def _fits_at(self) -> float:
         """Give the time when enough leases are over to let one more probe in."""
         probes, marked = len(self._probes), self._marked_probes
         at = self._opened_at
@@ -418,15 +419,22 @@ class BreakerCore:
             probes -= 1
             marked -= probe.mark is not None
             at = probe.started + self._config.probe_lease
-            if self._is_room(probes, marked):
+            if self._fits(probes, marked):
                 break
         return at
 
     # --- moves ---
 
-    def order(self, trigger: Trigger, now: float, *, reason: str | None = None, open_for: float | None = None) -> None:
+    def order(self, trigger: Trigger, now: float) -> None:
         """Do what people ask for: one of TRIP, FORCE_OPEN, DISABLE, METRICS_ONLY, RESET."""
-        self._move(trigger, now, reason=reason, open_for=open_for)
+        self._move(trigger, now)
+
+    def restore(self, state: CircuitState, open_for: float, attempt: int, now: float) -> None:
+        """Take over a state from elsewhere; HALF_OPEN as OPEN with no time left: its probes did not come along."""
+        target = OPEN if state is HALF_OPEN else state
+        order = next(order for order, leads_to in _ORDERS.items() if leads_to is target)
+        self._move(order, now, reason="restored", open_for=open_for if state is OPEN else 0.0)
+        self.reopen_attempt = attempt
 
     def _move(self, trigger: Trigger, now: float, *, reason: str | None = None, open_for: float | None = None) -> None:
         before, after = self.state, TRANSITIONS[self.state, trigger]
@@ -435,8 +443,9 @@ class BreakerCore:
             return
         counts = self.counts(now)
         if before is HALF_OPEN and self._probed:  # a round that ended has rates, however few its calls
-            rates = self._failed_probes / self._probed, self._slow_probes / self._probed
-            counts = Counts(counts.calls, counts.failures, counts.slow, *rates)
+            counts = counts._replace(
+                failure_rate=self._failed_probes / self._probed, slow_call_rate=self._slow_probes / self._probed
+            )
         if after is CLOSED:
             self.reopen_attempt = 0
         elif after is OPEN:
@@ -460,17 +469,16 @@ class BreakerCore:
         """Set up a new era."""
         if self.state is not OPEN:
             self.open_until = -inf
-        self._window = None
-        if self.state is CLOSED or self.state is METRICS_ONLY:
-            self._window = self._config.window.open(now)
+        counting = self.state is CLOSED or self.state is METRICS_ONLY
+        self._window = self._config.window.open(now) if counting else None
         self.watch: Watch | None = None
         if self._slow_after is not None and self.state is not DISABLED:
-            self.watch = Watch(self.era, -inf if self._window is None else now + self._slow_after)
+            self.watch = Watch(self.era, now + self._slow_after if counting else -inf)
         self._probes: OrderedDict[Call, None] = OrderedDict()  # in flight, in order of their starts
         self._probed = self._failed_probes = self._slow_probes = 0
         self._marked_probes = 0
         self._exceeded: set[Trigger] = set()
-        passes = self.state is CLOSED or self.state is METRICS_ONLY or self.state is DISABLED
+        passes = counting or self.state is DISABLED
         self.untimed = Call(self.era, float("nan")) if passes and self.watch is None else None
         self.saturated = self.untimed if self.state is DISABLED else None
 
@@ -528,7 +536,7 @@ class BreakerCore:
         if self.state is OPEN:
             at = self.open_until
         elif self.state is HALF_OPEN and not self._has_room():
-            at = self._room_at()
+            at = self._fits_at()
         else:
             return None
         return seconds_until(at, now)

@@ -11,10 +11,12 @@ from weakref import WeakValueDictionary
 from resilience.checks import check_function, check_int, check_name, shown
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError
-from resilience.events import BreakerAdded, BreakerRemoved, Event, Outbox, RegistryFull
+from resilience.events import BreakerAdded, BreakerRemoved, Event, RegistryFull
+from resilience.events.bus import Outbox
 
-from .breaker import CircuitBreaker, CircuitBreakerSnapshot, check_guardable, is_as_new, merged
-from .config import CircuitBreakerConfig, difference
+from .breaker import CircuitBreaker, CircuitBreakerSnapshot, is_as_new
+from .config import CircuitBreakerConfig, difference, merged
+from .wrap import check_guardable
 
 F = TypeVar("F", bound=Callable[..., Any])
 

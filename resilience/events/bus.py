@@ -162,10 +162,13 @@ class Outbox:
 
     def put(self, event: Event) -> None:
         """Add an event; the caller holds the component's lock."""
-        if len(self.pending) < MAX_PENDING:
-            self.pending.append(event)
-        else:
+        if len(self.pending) >= MAX_PENDING:
             self._dropped += 1
+            return
+        self.pending.append(event)
+        if self._dropped:  # told where they are missing: with the first event that there is room for again
+            dropped, self._dropped = self._dropped, 0
+            self.pending.append(EventsDropped(event.name, event.at, sink="outbox", dropped=dropped))
 
     def deliver(self) -> None:
         """Tell what is pending; the caller holds no lock."""
@@ -174,14 +177,6 @@ class Outbox:
         while pending and self._delivering.acquire(blocking=False):
             try:
                 while pending:
-                    event = pending.popleft()
-                    emit(event)
-                    if self._dropped and not pending:  # they came after all that was pending
-                        self._tell_dropped(event)
+                    emit(pending.popleft())
             finally:
                 self._delivering.release()
-
-    def _tell_dropped(self, event: Event) -> None:
-        dropped, self._dropped = self._dropped, 0
-        if EventsDropped.sinks:
-            emit(EventsDropped(event.name, event.at, sink="outbox", dropped=dropped))

@@ -117,17 +117,17 @@ class QueueSink:
     ) -> None:
         self._open = False
         self._ready.set()
-        with anyio.move_on_after(self._close_timeout, shield=True):
+        # Nothing below may be cancelled from outside: on asyncio that would take the place of the block's exception.
+        self._group.cancel_scope.shield = True
+        with anyio.move_on_after(self._close_timeout):
             await self._done.wait()
         self._scope.cancel()
-        try:
-            # Not told of the block's exception, which it would wrap in a group.
-            await self._group.__aexit__(None, None, None)
-        finally:
-            if self._queue:
-                self._drop(len(self._queue))
-                self._queue.clear()
-            self._tell_dropped(self._clock())
+        # Not told of the block's exception, which it would wrap in a group.
+        await self._group.__aexit__(None, None, None)
+        if self._queue:
+            self._drop(len(self._queue))
+            self._queue.clear()
+        self._tell_dropped(self._clock())
 
     def _set_ready(self) -> None:
         self._ready.set()  # Whichever event the worker waits for by then.
@@ -144,7 +144,6 @@ class QueueSink:
                 # Looked at again: an event put before `_idle` was set has woken nobody.
                 if not self._queue:
                     await self._ready.wait()
-                self._idle = False
             self._done.set()
 
     async def _hand_over(self, event: Event) -> None:

@@ -162,13 +162,14 @@ class LogSink:
         self._write(summary.severity, summary.kind, {"component": summary.name, "suppressed": summary.suppressed})
 
     def _write(self, severity: str, kind: str, told: dict[str, object]) -> None:
-        if self._logger is None:
+        logger = self._logger
+        if logger is None:
             import structlog  # noqa: PLC0415 - costs 0.1 s, and only programs in which something happens pay it
 
             # Bound once: the lazy proxy would assemble a logger for every line.
-            self._logger = structlog.get_logger("resilience").bind()
+            logger = self._logger = structlog.get_logger("resilience").bind()
         try:
-            getattr(self._logger, severity)(kind, **told)
+            getattr(logger, severity)(kind, **told)
         except BaseException:
             self._logger = None  # Its stream may be closed (a test's captured stdout): bind anew next time.
             raise
@@ -220,7 +221,7 @@ def _logged_types(kind: type[Event]) -> Iterator[type[Event]]:
 
 if os.environ.get("RESILIENCE_LOG", "").strip().lower() not in {"off", "0", "false", "no"}:
     enable_logging()
-    atexit.register(disable_logging)  # tells the floods that were counted and not told
+atexit.register(disable_logging)  # tells the floods that were counted and not told
 
 
 # --- a list, in tests ---

@@ -279,7 +279,7 @@ class Consumer:
         self.is_async = is_async
 
     async def next(self) -> Any:
-        return await self.stream.__anext__() if self.is_async else next(self.stream)
+        return await self.send(None)
 
     async def send(self, value: object) -> Any:
         if self.is_async:
@@ -290,7 +290,10 @@ class Consumer:
             raise StopAsyncIteration from None
 
     async def throw(self, error: BaseException) -> Any:
-        return await self.stream.athrow(error) if self.is_async else self.stream.throw(error)
+        try:
+            return await self.stream.athrow(error) if self.is_async else self.stream.throw(error)
+        finally:
+            del error  # else this frame, which is in its traceback, would keep it alive
 
     async def close(self) -> None:
         if self.is_async:
@@ -316,6 +319,8 @@ def as_async(source: Source) -> Callable[[], AsyncGenerator[Any, Any]]:
                 item = inner.send(sent) if thrown is None else inner.throw(thrown)
         except StopIteration:
             pass
+        finally:
+            thrown = None  # else this frame, which is in its traceback, would keep it alive
 
     return stream
 
@@ -716,6 +721,39 @@ async def test_an_abandoned_item_is_not_kept_alive_by_a_finished_stream(
     assert seen() is None
 
 
+@pytest.mark.anyio
+@both
+@pytest.mark.parametrize("handled", [False, True])
+async def test_an_error_that_was_thrown_in_is_not_kept_alive(
+    breaker: CircuitBreaker, is_async: bool, handled: bool
+) -> None:
+    class Local:
+        pass
+
+    def source() -> Iterator[int]:
+        if handled:
+            with suppress(BreakdownError):
+                yield 1
+        yield 2
+
+    async def throw() -> weakref.ref[Local]:
+        local = Local()
+        with suppress(BreakdownError):
+            await consumer.throw(BreakdownError(local))
+        with suppress(StopAsyncIteration):
+            await consumer.next()
+        return weakref.ref(local)
+
+    consumer = Consumer(breaker, source, is_async=is_async)  # type: ignore[arg-type]  # a generator, as above
+    await consumer.next()
+    gc.collect()
+    gc.disable()  # nothing but reference counts may be needed to let go
+    try:
+        assert (await throw())() is None
+    finally:
+        gc.enable()
+
+
 # --- streams that nobody closes ---
 
 
@@ -739,24 +777,39 @@ async def test_an_async_generator_that_is_let_go_gives_its_permit_back(breaker: 
     assert (counts(breaker), breaker.snapshot().in_flight) == (SUCCESS, 0)
 
 
-class Trash:
-    """A guarded generator that has begun, in a cycle that only the garbage collector frees, when `collect` is called.
-
-    Stands for the collector, which may run between any two steps of any thread.
-    """
+class Settler:
+    """An object that reports the end of its call when it is collected, as a response's `__del__` may."""
 
     def __init__(self, breaker: CircuitBreaker) -> None:
-        gc.collect()
-        gc.disable()
-        stream: Any = breaker(self.source)()
-        next(stream)
-        cycle: list[Any] = [stream]
-        cycle.append(cycle)
-        self.collections = 0
+        self.permit = breaker.acquire()
 
-    @staticmethod
+    def __del__(self) -> None:
+        self.permit.success()
+
+
+def begun(breaker: CircuitBreaker) -> Any:
+    """Give a guarded generator that has begun."""
+
     def source() -> Iterator[int]:
         yield from range(10)
+
+    stream = breaker.call(source)
+    next(stream)
+    return stream
+
+
+class Trash:
+    """What ends a call when it is collected, in a cycle that only `collect` frees.
+
+    Stands for the garbage collector, which may run between any two steps of any thread.
+    """
+
+    def __init__(self, breaker: CircuitBreaker, kind: Callable[[CircuitBreaker], object] = begun) -> None:
+        gc.collect()
+        gc.disable()
+        cycle: list[object] = [kind(breaker)]
+        cycle.append(cycle)
+        self.collections = 0
 
     def collect(self) -> None:
         self.collections += 1
@@ -815,9 +868,9 @@ def test_a_generator_collected_while_the_clock_is_read_gives_its_permit_back(
 STEPS = {
     "admit": "probe",
     "settle": "call",
-    "answer": "stream",
+    "first_item": "stream",
     "order": "trip",
-    "look": "snapshot",
+    "see_overdue": "snapshot",
     "counts": "snapshot",
     "would_admit": "would_allow",
     "retry_after": "dump",
@@ -828,11 +881,18 @@ STEPS = {
 @by_hand
 @pytest.mark.parametrize(("step", "operation"), STEPS.items())
 @pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
-def test_a_generator_collected_while_the_lock_is_held_waits_for_the_step_to_end_and_gives_its_permit_back(
-    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, step: str, operation: str, heard: bool
+@pytest.mark.parametrize("kind", [begun, Settler])
+def test_a_call_that_ends_by_collection_while_the_lock_is_held_waits_for_the_step_to_end(
+    clock: VirtualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    step: str,
+    operation: str,
+    kind: Callable[[CircuitBreaker], object],
+    heard: bool,
 ) -> None:
     breaker = make(clock, open_duration=0)
-    trash = Trash(breaker)
+    trash = Trash(breaker, kind)
     inside = 0
     entered_inside: list[str] = []
     real, settle = getattr(BreakerCore, step), BreakerCore.settle
@@ -878,13 +938,13 @@ def test_a_generator_collected_in_a_sink_gives_its_permit_back(breaker: CircuitB
 
 def test_two_threads_that_take_up_the_same_settlement_do_not_harm_a_call(breaker: CircuitBreaker) -> None:
     # The other thread comes in the moment between looking whether anything was put off and taking it.
-    class Overtaken(type(breaker._deferred)):  # type: ignore[misc]  # whatever queue it is
+    class Overtaken(type(breaker._gate._deferred)):  # type: ignore[misc]  # whatever queue it is
         def __len__(self) -> int:
             left: int = super().__len__()
             self.clear()
             return left
 
-    breaker._deferred = Overtaken([lambda: None])
+    breaker._gate._deferred = Overtaken([lambda: None])
     breaker.trip()
     assert breaker.state == "open"
 

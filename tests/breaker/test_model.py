@@ -321,7 +321,7 @@ class Pair:
     def compare(self) -> None:
         """Compare what can be seen without changing it; a snapshot would see what is overdue."""
         model = self.model
-        snapshot = self.breaker._do(self.breaker._read)
+        snapshot = self.breaker._gate.read(self.breaker._read)
         assert snapshot.state == model.state
         assert snapshot.era == model.era
         assert (snapshot.calls, snapshot.failures, snapshot.slow_calls) == model.counts()

@@ -193,9 +193,11 @@ def test_events_of_one_breaker_arrive_in_the_order_of_seq_from_many_threads() ->
         raise FlakyError
 
     def thread() -> None:
-        for _ in range(500):
+        for number in range(500):
             with contextlib.suppress(FlakyError, CircuitOpenError):
                 breaker.call(failing)
+            if number % 10 == 0:
+                breaker.reset()
 
     with subscribe(note, CallFailed, CircuitStateChanged, name="storm"):
         threads = [threading.Thread(target=thread) for _ in range(THREADS)]

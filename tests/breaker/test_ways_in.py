@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import sys
 import threading
 import traceback
 import weakref
@@ -629,8 +630,9 @@ def test_a_permit_is_settled_once(breaker: CircuitBreaker) -> None:
             assert breaker.snapshot() == before
 
 
-def test_of_two_threads_that_settle_one_permit_exactly_one_is_told(breaker: CircuitBreaker) -> None:
-    rounds = 100
+def test_of_two_threads_that_settle_one_permit_exactly_one_is_told(clock: VirtualClock) -> None:
+    rounds = 500
+    breaker = make(clock, window=CountWindow(rounds))
     permits = [breaker.acquire() for _ in range(rounds)]
     together = threading.Barrier(2)
     refused: list[RuntimeError] = []
@@ -644,10 +646,15 @@ def test_of_two_threads_that_settle_one_permit_exactly_one_is_told(breaker: Circ
                 refused.append(error)
 
     threads = [threading.Thread(target=settle) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
     assert len(refused) == rounds
     assert counts(breaker) == (rounds, 0, 0)
     assert breaker.snapshot().in_flight == 0

@@ -367,6 +367,12 @@ def test_what_was_suppressed_is_told_at_exit() -> None:
     assert [line.get("suppressed") for line in lines] == [None] * 5 + [7]
 
 
+def test_what_was_suppressed_is_told_at_exit_also_by_a_log_that_was_switched_on_later() -> None:
+    script = FLOOD_SCRIPT.replace("for _ in", "enable_logging()\nfor _ in")
+    lines = [json.loads(line) for line in run(script, RESILIENCE_LOG="off").stdout.splitlines()]
+    assert [line.get("suppressed") for line in lines] == [None] * 5 + [7]
+
+
 def test_a_stream_that_is_gone_at_exit_is_no_traceback() -> None:
     done = run(FLOOD_SCRIPT + "sys.stdout.flush(); sys.stdout.close()")
     assert done.stderr == ""
@@ -437,6 +443,21 @@ def test_many_threads_are_counted_without_a_loss(log: list[EventDict]) -> None:
     disable_logging()
     assert len(log) == 6
     assert log[-1]["suppressed"] == 8 * 500 - 5
+
+
+def test_floods_are_counted_under_the_lock_alone(log: list[EventDict], monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the test above finds by chance only: two threads that both were the fifth.
+    (subscription,) = CallRejected.sinks
+    sink = subscription._sink
+    locked: list[bool] = []
+
+    def watched(event: Event) -> tuple[bool, list[Summary]]:
+        locked.append(sink._lock.locked())
+        return True, []
+
+    monkeypatch.setattr(sink._flood, "judge", watched)
+    emit(rejected())
+    assert locked == [True]
 
 
 def passes(flood: FloodControl, *events: Event) -> list[bool]:
