@@ -79,7 +79,14 @@ def check_name(name: object) -> None:
 
 def is_async(function: object) -> bool:
     """Tell whether calling `function` gives a coroutine."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(code_of(function))
+    code = code_of(function)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(code) or _is_old_coroutine(code)
+
+
+def _is_old_coroutine(function: object) -> bool:
+    """Tell whether `function` is a generator that `types.coroutine` made awaitable."""
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    return isinstance(flags, int) and bool(flags & inspect.CO_ITERABLE_COROUTINE)
 
 
 def code_of(function: object) -> Any:

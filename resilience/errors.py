@@ -22,6 +22,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+__all__ = [
+    "BulkheadFullError",
+    "CallTimeoutError",
+    "CircuitOpenError",
+    "ConfigurationError",
+    "PoolClosedError",
+    "PoolDeadlockError",
+    "PoolFullError",
+    "PoolTimeoutError",
+    "PoolUsageError",
+    "RateLimitedError",
+    "RejectedError",
+    "ResilienceError",
+]
+
 _PUBLIC_MODULE = "resilience"
 
 

@@ -16,6 +16,8 @@ from typing import Final, Protocol
 
 from resilience.checks import check_int, check_number
 
+__all__ = ["CountWindow", "TimeWindow"]
+
 # An outcome is three bits, because a ring of them is a bytearray and adding them is all the work there is:
 # 1, there was a call; 2, it failed; 4, it was slow.
 GONE: Final = 0b000
@@ -26,6 +28,7 @@ SLOW: Final = 0b100
 
 MAX_CALLS: Final = 1_000_000
 MAX_BUCKETS: Final = 10_000
+MIN_SECONDS: Final = 1e-6
 
 
 class Window(Protocol):
@@ -83,7 +86,7 @@ class TimeWindow:
     current one included: a call counts for at least `seconds - seconds / buckets` and for less than `seconds`.
 
     Args:
-        seconds: length of the window, more than 0.
+        seconds: length of the window, at least a microsecond.
         buckets: 1 to 10,000; 10 lets go of a tenth of the window at a time.
 
     Raises:
@@ -94,7 +97,7 @@ class TimeWindow:
     buckets: int = 10
 
     def __post_init__(self) -> None:
-        check_number("TimeWindow.seconds", self.seconds, above=0)
+        check_number("TimeWindow.seconds", self.seconds, least=MIN_SECONDS)
         check_int("TimeWindow.buckets", self.buckets, most=MAX_BUCKETS)
 
     def open(self, now: float) -> TimeBuckets:

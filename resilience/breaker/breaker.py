@@ -73,7 +73,7 @@ class CircuitBreaker:
         name: in events, errors and logs.
         config: how to judge; None is `CircuitBreakerConfig()`.
         clock: monotonic seconds, read outside of the lock.
-        rng: for the jitter of the open time; None makes one of its own.
+        rng: for the jitter of the open time; None is the system's, which forked workers do not share.
         overrides: fields of the configuration, in place of `config`'s.
 
     Raises:
@@ -94,7 +94,7 @@ class CircuitBreaker:
         if rng is not None:
             check_function("rng.random", getattr(rng, "random", None))
         config = merged(CircuitBreakerConfig() if config is None else config, overrides)
-        self._gate = Gate(name, config, clock, rng or random.Random())  # noqa: S311 - jitter is no secret
+        self._gate = Gate(name, config, clock, rng or random.SystemRandom())
 
     @property
     def name(self) -> str:
@@ -181,7 +181,7 @@ class CircuitBreaker:
 
     def would_allow(self) -> bool:
         """Tell whether a call would be let in now. A pure read: no permit is taken, nothing is counted or moved."""
-        return self._gate.read(self._gate.core.would_admit)
+        return self._gate.would_admit()
 
     # --- what people decide ---
 
@@ -212,12 +212,8 @@ class CircuitBreaker:
 
     def snapshot(self) -> CircuitBreakerSnapshot:
         """Give the numbers of this moment. Calls that have become overdue are seen, which may open the circuit."""
-
-        def look(now: float) -> CircuitBreakerSnapshot:
-            self._gate.core.see_overdue(now)
-            return self._read(now)
-
-        return self._gate.read(look)
+        self._gate.act(self._gate.core.see_overdue)
+        return self._gate.read(self._read)
 
     def _read(self, now: float) -> CircuitBreakerSnapshot:
         core = self._gate.core

@@ -62,15 +62,21 @@ def make_judge(config: CircuitBreakerConfig) -> Judge:
         try:
             if not isinstance(error, BaseExceptionGroup):
                 return judge_leaf(error), None
-            verdicts = {judge_leaf(leaf) for leaf in _leaves(error)}
+            return _judge_group(error, judge_leaf), None
         except _PredicateRaised as raised:
             return FAILURE, raised.failure
-        return next(one for one in _GROUP_ORDER if one in verdicts), None
 
     return judge
 
 
-_GROUP_ORDER = (FAILURE, SUCCESS, NEUTRAL, CANCELLED)
+def _judge_group(group: BaseExceptionGroup[BaseException], judge: Callable[[BaseException], Verdict]) -> Verdict:
+    found = set()
+    for leaf in _leaves(group):
+        verdict = judge(leaf)
+        if verdict is FAILURE:
+            return FAILURE  # whatever else is in it
+        found.add(verdict)
+    return next(verdict for verdict in (SUCCESS, NEUTRAL, CANCELLED) if verdict in found)
 
 
 class _PredicateRaised(Exception):  # noqa: N818 - a signal within this file, not an error of anybody's

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from resilience.checks import check_function, check_int, check_number, is_exception_types, shown
 from resilience.errors import ConfigurationError
-from resilience.windows import CountWindow, TimeWindow
+from resilience.windows import MAX_CALLS, CountWindow, TimeWindow
 
 ExceptionFilter: TypeAlias = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], object]
 """Exception types, or a plain function that is asked about the exception."""
@@ -50,7 +50,7 @@ class CircuitBreakerConfig:
         max_open_duration: cap in seconds, at least `open_duration`.
         open_jitter: share of the open time added at random, drawn once at opening, 0 to 1: instances that opened
             together should not probe together.
-        half_open_calls: results that decide in half-open, at least 1.
+        half_open_calls: results that decide in half-open, 1 to 1,000,000.
         half_open_concurrency: probes in flight at a time, at least 1 and at most `half_open_calls`; None: no own limit.
         probe_lease: seconds after which a silent probe may be replaced: a probe that hangs cannot wedge the breaker.
         failure_on: which exceptions are failures: a type, a tuple of types, or a function of the exception. All other
@@ -88,7 +88,7 @@ class CircuitBreakerConfig:
         if isinstance(self.window, CountWindow) and self.minimum_calls > self.window.calls:
             raise ConfigurationError(
                 f"minimum_calls must be at most the size of the count window, {self.window.calls}, "
-                f"or no rate would ever exist; got {self.minimum_calls}"
+                f"or no rate would ever exist; got {shown(self.minimum_calls)}"
             )
         check_number("failure_rate_threshold", self.failure_rate_threshold, above=0, most=1)
         check_number("slow_call_rate_threshold", self.slow_call_rate_threshold, above=0, most=1)
@@ -106,13 +106,13 @@ class CircuitBreakerConfig:
                 )
         check_number("open_backoff", self.open_backoff, least=1)
         check_number("open_jitter", self.open_jitter, least=0, most=1)
-        check_int("half_open_calls", self.half_open_calls)
+        check_int("half_open_calls", self.half_open_calls, most=MAX_CALLS)
         if self.half_open_concurrency is not None:
             check_int("half_open_concurrency", self.half_open_concurrency)
             if self.half_open_concurrency > self.half_open_calls:
                 raise ConfigurationError(
                     f"half_open_concurrency must be at most half_open_calls, {self.half_open_calls}, "
-                    f"got {self.half_open_concurrency}"
+                    f"got {shown(self.half_open_concurrency)}"
                 )
         check_number("probe_lease", self.probe_lease, above=0)
         _check_filter("failure_on", self.failure_on)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from itertools import count
-from math import inf, nextafter
+from math import inf, nan, nextafter
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
@@ -166,6 +166,7 @@ class BreakerCore:
         late: results that came after their era, over the breaker's life.
         open_until: when the first probe may go, minus infinity while the state is not OPEN.
         reopen_attempt: how often it reopened since it was closed.
+        chance: a number drawn at random from 0 to 1 for the jitter of the next opening; None once it is used.
         news: what happened and was not told yet.
         unasked: an opening whose time a function of the user's is to give: (its number, the reopen attempt).
     """
@@ -173,7 +174,6 @@ class BreakerCore:
     __slots__ = (
         "_concurrency",
         "_config",
-        "_draw",
         "_exceeded",
         "_failed_probes",
         "_failures_to_open",
@@ -189,6 +189,7 @@ class BreakerCore:
         "_slow_to_open",
         "_window",
         "admissions",
+        "chance",
         "endings",
         "era",
         "late",
@@ -203,18 +204,21 @@ class BreakerCore:
         "watch",
     )
 
+    era: int
+    watch: Watch | None
+    untimed: Call | None
+    saturated: Call | None
     _window: Window | None
 
-    def __init__(self, config: CircuitBreakerConfig, now: float, draw: Callable[[], float]) -> None:
+    def __init__(self, config: CircuitBreakerConfig, now: float, chance: float) -> None:
         self._config = config
-        self._draw = draw
+        self.chance: float | None = chance
         self._slow_after = config.slow_call_duration
         probes = config.half_open_calls
         self._concurrency = config.half_open_concurrency or probes
         self._failures_to_open = _least_share(probes, config.failure_rate_threshold)
         self._slow_to_open = _least_share(probes, config.slow_call_rate_threshold)
         self.state = config.initial_state
-        self.era = 1
         self.late = 0
         self.reopen_attempt = 0
         self.news: list[News] = []
@@ -230,7 +234,7 @@ class BreakerCore:
         self._frozen = Counts()
         if self.state is OPEN:
             self._open(now)
-        self._begin(now)
+        self._begin(config.initial_state, 1, now)
 
     # --- calls ---
 
@@ -400,7 +404,7 @@ class BreakerCore:
     def _replace_silent_probe(self, now: float) -> bool:
         """Take the place of the oldest probe if its lease is over: a probe may never report."""
         oldest = next(iter(self._probes))
-        if now - oldest.started < self._config.probe_lease:
+        if now < oldest.started + self._config.probe_lease:  # added as in `_fits_at`, or rounding would part the two
             return False
         del self._probes[oldest]
         if self.watch is not None:
@@ -415,9 +419,11 @@ class BreakerCore:
         """Give the time when enough leases are over to let one more probe in."""
         probes, marked = len(self._probes), self._marked_probes
         at = self._opened_at
+        # A probe that is slow before its lease is over leaves its result behind, and frees no more than its place.
+        overdue_first = self._slow_after is not None and self._slow_after <= self._config.probe_lease
         for probe in self._probes:
             probes -= 1
-            marked -= probe.mark is not None
+            marked -= probe.mark is not None or overdue_first
             at = probe.started + self._config.probe_lease
             if self._fits(probes, marked):
                 break
@@ -452,9 +458,7 @@ class BreakerCore:
             self.reopen_attempt += before is HALF_OPEN
             self._frozen = counts
             open_for = self._open(now, open_for)
-        self.state = after
-        self.era += 1
-        self._begin(now)
+        self._begin(after, self.era + 1, now)
         self.news.append(Moved(before, after, self.era, reason or trigger.value, counts, open_for))
 
     def _stay(self, now: float, open_for: float | None) -> None:
@@ -465,22 +469,29 @@ class BreakerCore:
             self._window = self._config.window.open(now)
             self.saturated = None
 
-    def _begin(self, now: float) -> None:
-        """Set up a new era."""
-        if self.state is not OPEN:
+    def _begin(self, state: CircuitState, era: int, now: float) -> None:
+        """Set up a new era, all of it or nothing: a signal handler may raise out of any call that is made here."""
+        counting = state is CLOSED or state is METRICS_ONLY
+        window = self._config.window.open(now) if counting else None
+        watch = untimed = None
+        if state is not DISABLED and self._slow_after is not None:
+            watch = Watch(era, now + self._slow_after if counting else -inf)
+        elif counting or state is DISABLED:
+            untimed = Call(era, nan)
+        probes: OrderedDict[Call, None] = OrderedDict()
+        exceeded: set[Trigger] = set()
+        # Plain assignments from here on, which nothing can come between.
+        if state is not OPEN:
             self.open_until = -inf
-        counting = self.state is CLOSED or self.state is METRICS_ONLY
-        self._window = self._config.window.open(now) if counting else None
-        self.watch: Watch | None = None
-        if self._slow_after is not None and self.state is not DISABLED:
-            self.watch = Watch(self.era, now + self._slow_after if counting else -inf)
-        self._probes: OrderedDict[Call, None] = OrderedDict()  # in flight, in order of their starts
-        self._probed = self._failed_probes = self._slow_probes = 0
-        self._marked_probes = 0
-        self._exceeded: set[Trigger] = set()
-        passes = counting or self.state is DISABLED
-        self.untimed = Call(self.era, float("nan")) if passes and self.watch is None else None
-        self.saturated = self.untimed if self.state is DISABLED else None
+        self.state = state
+        self.era = era
+        self._window = window
+        self.watch = watch
+        self._probes = probes  # in flight, in order of their starts
+        self._probed = self._failed_probes = self._slow_probes = self._marked_probes = 0
+        self._exceeded = exceeded
+        self.untimed = untimed
+        self.saturated = untimed if state is DISABLED else None
 
     def _open(self, now: float, open_for: float | None = None) -> float:
         config = self._config
@@ -492,8 +503,9 @@ class BreakerCore:
                 self.unasked = self._openings, self.reopen_attempt
                 open_for = config.max_open_duration
             else:
-                # Drawn here, once: drawn at each look, the shortest of many draws would win.
-                share = 1 + config.open_jitter * self._draw()
+                # Once for each opening: drawn at each look, the shortest of many draws would win.
+                share = 1 + config.open_jitter * (self.chance or 0.0)
+                self.chance = None
                 open_for = _grow(config.open_duration, config.open_backoff, self.reopen_attempt) * share
         open_for = min(open_for, config.max_open_duration)
         self.open_until = now + open_for
@@ -519,7 +531,6 @@ class BreakerCore:
     def _copy(self) -> BreakerCore:
         twin = copy.copy(self)
         twin.news, twin.admissions, twin.refusals = [], count(), count()
-        twin._draw = lambda: 0.0  # noqa: SLF001 - the generator of the original must not move
         # A list first, made in one atomic step: other threads put calls in without the lock.
         watched = [] if self.watch is None else list(self.watch.calls)
         calls = {call: copy.copy(call) for call in (*watched, *self._probes)}
@@ -601,6 +612,6 @@ def _least_share(total: int, threshold: float) -> int:
 def _grow(base: float, factor: float, times: int) -> float:
     """Give `base * factor ** times`, which may be infinite, for the caller to cap."""
     try:
-        return base * factor**times if base else 0.0
+        return base * float(factor) ** times if base else 0.0
     except OverflowError:  # after about a thousand reopenings in a row
         return inf

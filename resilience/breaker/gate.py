@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeVar, cast
 
+from resilience.checks import check_number
 from resilience.clock import Clock
 from resilience.errors import CircuitOpenError, type_name
 from resilience.events import (
@@ -25,6 +26,7 @@ from resilience.events import (
     ThresholdExceeded,
 )
 from resilience.events.bus import Outbox
+from resilience.forks import renew_locks_in_child
 
 from .classify import FAILURE, NEUTRAL, SUCCESS, PredicateFailure, Verdict, make_judge
 from .config import CircuitBreakerConfig, CircuitState
@@ -34,6 +36,8 @@ T = TypeVar("T")
 
 NO_RESULT: Final = object()
 """Stands for the result of a block or a stream, which have none: `failure_result` is not asked."""
+
+_PASSING: Final = (CircuitState.CLOSED, CircuitState.METRICS_ONLY, CircuitState.DISABLED)
 
 _MOST_ASKS: Final = 8
 """In a row: a function that is asked for the open time may itself open the circuit, but not for ever."""
@@ -56,14 +60,24 @@ class Gate:
         # off (`_deferred`) while a step is under way (`_busy`).
         self._lock = threading.RLock()
         self._busy = False
-        self._deferred: deque[Callable[[], None]] = deque()
+        self._deferred: deque[Callable[[float], None]] = deque()
         self._outbox = Outbox()
         self._pending = self._outbox.pending
         self._asking = False
         self._opened: CircuitStateChanged | None = None  # the latest, whose open time a function may still give
+        self._rng = rng
+        renew_locks_in_child(self)
         now = clock()
-        self.core = BreakerCore(config, now, rng.random)
+        check_number("clock()", now)
+        self.core = BreakerCore(config, now, self._draw())
         self._after_step(now)
+
+    def renew_locks(self) -> None:
+        """Start afresh in a forked child, keeping what was counted."""
+        self._lock = threading.RLock()
+        self._busy = self._asking = False
+        self._deferred.clear()
+        self._outbox.renew_locks()
 
     # --- admitting ---
 
@@ -111,7 +125,9 @@ class Gate:
         core = self.core
         state, retry_after = core.state, None
         with self._lock:
-            intruding, self._busy = self._busy, True
+            if self._busy:
+                return self._admit_intruder(now)
+            self._busy = True
             try:
                 call = core.admit(now)
                 self._gather(now)  # what led to a refusal is told before it
@@ -120,7 +136,7 @@ class Gate:
                     if CallRejected.sinks:
                         self._outbox.put(CallRejected(self.name, now, state, retry_after))
             finally:
-                self._busy = intruding
+                self._busy = False
         try:
             self._after_step(now)
         except BaseException:  # a sink was interrupted, by Ctrl-C say: this call will not be made
@@ -130,6 +146,15 @@ class Gate:
         if call is None:
             raise CircuitOpenError(self.name, state, retry_after, self._last_error_type)
         return call
+
+    def _admit_intruder(self, now: float) -> Call:
+        """Decide by the state alone, for a call that a `__del__` makes in the middle of a step of its own thread."""
+        core = self.core
+        if core.state in _PASSING:
+            next(core.admissions)
+            return Call(core.era, now)
+        next(core.refusals)
+        raise CircuitOpenError(self.name, core.state, None, self._last_error_type)
 
     # --- settling ---
 
@@ -145,7 +170,7 @@ class Gate:
         now = self._clock()
         with self._lock:  # `settle` written out, without what a quiet success does not need
             if self._busy:
-                self._deferred.append(lambda: self.settle(call, SUCCESS))
+                self._deferred.append(lambda now: self._settle_now(call, SUCCESS, now))
                 return
             self._busy = True
             try:
@@ -154,7 +179,7 @@ class Gate:
                     self._gather(now)
             finally:
                 self._busy = False
-        if self._pending or core.unasked or self._deferred:
+        if self._pending or core.unasked or self._deferred or core.chance is None:
             self._after_step(now)
 
     def _settle_result(self, call: Call, result: object) -> None:
@@ -173,10 +198,13 @@ class Gate:
         """Settle a call that raised, as the configuration judges; the caller raises `error` again."""
         try:
             verdict, failed = self._judge(error)
+            error_type = type_name(error)
+        except Exception as raised:  # noqa: BLE001 - an error that cannot even be looked at; the caller gets it all the same
+            verdict, failed, error_type = FAILURE, ("failure_on", type(raised).__name__), "unknown"
         except BaseException:
             self.settle(call, NEUTRAL)
             raise
-        self.settle(call, verdict, type_name(error), failed)
+        self.settle(call, verdict, error_type, failed)
 
     def settle(
         self,
@@ -186,17 +214,23 @@ class Gate:
         failed: PredicateFailure | None = None,
     ) -> None:
         """Take in how a call ended, and which function of the user's failed in judging it."""
+        self.act(lambda now: self._settle_now(call, verdict, now, error_type, failed))
 
-        def settle(now: float) -> None:
-            slow = self.core.settle(call, verdict, now)
-            if verdict is FAILURE:
-                self._last_error_type = error_type
-            if failed is not None and PredicateFailed.sinks:
-                self._outbox.put(PredicateFailed(self.name, now, *failed))
-            if not math.isnan(call.started):  # a call that began before anybody listened was not timed
-                self._put_end(verdict, now, now - call.started, error_type, slow=slow)
-
-        self.act(settle)
+    def _settle_now(
+        self,
+        call: Call,
+        verdict: Verdict,
+        now: float,
+        error_type: str | None = None,
+        failed: PredicateFailure | None = None,
+    ) -> None:
+        slow = self.core.settle(call, verdict, now)
+        if verdict is FAILURE:
+            self._last_error_type = error_type
+        if failed is not None and PredicateFailed.sinks:
+            self._outbox.put(PredicateFailed(self.name, now, *failed))
+        if not math.isnan(call.started):  # a call that began before anybody listened was not timed
+            self._put_end(verdict, now, now - call.started, error_type, slow=slow)
 
     def _put_end(self, verdict: Verdict, now: float, duration: float, error_type: str | None, *, slow: bool) -> None:
         if verdict is FAILURE:
@@ -211,25 +245,41 @@ class Gate:
     # --- one step at a time ---
 
     def act(self, step: Callable[[float], None]) -> None:
-        """Do one thing to the core; later, if this thread is in the middle of another one."""
+        """Do one thing to the core; at the end of the other one, if this thread is in the middle of that."""
+        now = self._clock()
         with self._lock:
             if self._busy:
-                self._deferred.append(lambda: self.act(step))
+                self._deferred.append(step)
                 return
-        self.read(step)
+            self._busy = True
+            try:
+                step(now)
+                while self._deferred:
+                    self._deferred.popleft()(now)
+                self._gather(now)
+            finally:
+                self._busy = False
+        self._after_step(now)
 
-    def read(self, step: Callable[[float], T]) -> T:
-        """Do one thing to the core now, undisturbed by other threads, and return what it gives."""
+    def read(self, look: Callable[[float], T]) -> T:
+        """Look at the core, undisturbed by other threads; it must not change."""
         now = self._clock()
         with self._lock:
             intruding, self._busy = self._busy, True
             try:
-                result = step(now)
-                self._gather(now)
+                result = look(now)
             finally:
                 self._busy = intruding
-        self._after_step(now)
+        if self._deferred:
+            self._after_step(now)
         return result
+
+    def would_admit(self) -> bool:
+        """Tell what `admit` would do."""
+        with self._lock:
+            if self._busy:
+                return self.core.state in _PASSING
+        return self.read(self.core.would_admit)
 
     def _gather(self, now: float) -> None:
         """Turn the core's news into events in the outbox; the lock is held, so their order is the order of things."""
@@ -248,25 +298,27 @@ class Gate:
         self.core.news.clear()
 
     def _after_step(self, now: float) -> None:
-        """Do what waits for the lock to be free: deferred steps, the question for the open time, delivery of events."""
+        """Do what waits for the lock to be free: deferred steps, the user's functions, delivery of events."""
         if self._busy or self._asking:
             return  # whoever is at it does this afterwards
-        self._do_deferred()
+        if self._deferred:
+            self.act(lambda _: None)  # which does them, and comes back here
+            return
+        if self.core.chance is None:
+            self.core.chance = self._draw()
         for _ in range(_MOST_ASKS):
             if self.core.unasked is None:
                 break
             self._ask_open_time(now)
-            self._do_deferred()
         if self._pending:
             self._outbox.deliver()
 
-    def _do_deferred(self) -> None:
-        while self._deferred:
-            try:
-                step = self._deferred.popleft()
-            except IndexError:  # another thread took it
-                return
-            step()
+    def _draw(self) -> float:
+        """Draw the share of the jitter that the next opening takes."""
+        try:
+            return min(max(float(self._rng.random()), 0.0), 1.0)
+        except Exception:  # noqa: BLE001 - the user's generator may raise anything; an opening without jitter is still one
+            return 0.0
 
     def _ask_open_time(self, now: float) -> None:
         """Ask the user's function how long to stay open; the cap holds until it answers, and if it fails.
@@ -301,6 +353,7 @@ class Gate:
             open_for = self.core.set_open_time(opening, seconds)
             if self._opened is not None and open_for is not None:
                 self._opened.open_for = open_for
+                self._opened = None  # a later answer is about a later opening
 
 
 def _state_changed(name: str, now: float, moved: Moved) -> CircuitStateChanged:

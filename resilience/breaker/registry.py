@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Final, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
@@ -13,10 +14,14 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError
 from resilience.events import BreakerAdded, BreakerRemoved, Event, RegistryFull
 from resilience.events.bus import Outbox
+from resilience.forks import renew_locks_in_child
 
 from .breaker import CircuitBreaker, CircuitBreakerSnapshot, is_as_new
 from .config import CircuitBreakerConfig, difference, merged
 from .wrap import check_guardable
+
+_MOST_LOOKED_AT: Final = 1_000
+"""Breakers that one search for room looks at: a few milliseconds, in a registry that is full of those that matter."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +59,12 @@ class CircuitBreakerRegistry:
         self._listed: dict[str, CircuitBreaker] = {}
         self._held_elsewhere: WeakValueDictionary[str, CircuitBreaker] = WeakValueDictionary()
         self._outbox = Outbox()
+        renew_locks_in_child(self)
+
+    def renew_locks(self) -> None:
+        """Start afresh in a forked child, with the same breakers."""
+        self._lock = threading.RLock()
+        self._outbox.renew_locks()
 
     def get(self, name: str, config: CircuitBreakerConfig | None = None, **overrides: Any) -> CircuitBreaker:
         """Give the breaker of this name, made now if there is none.
@@ -98,24 +109,29 @@ class CircuitBreakerRegistry:
     def _add(self, breaker: CircuitBreaker, now: float) -> None:
         if len(self._listed) < self._max_size or self._evict(now):
             self._listed[breaker.name] = breaker
-            self._put(BreakerAdded(breaker.name, now))
+            self._put(BreakerAdded, breaker.name, now)
         else:
             self._held_elsewhere[breaker.name] = breaker
-            self._put(RegistryFull(breaker.name, now, len(self._listed)))
+            self._put(RegistryFull, breaker.name, now, len(self._listed))
 
     def _evict(self, now: float) -> bool:
-        # A list, and a second look: the garbage collector may run a `__del__` that uses this registry at any step.
-        for name, breaker in list(self._listed.items()):
-            if is_as_new(breaker) and self._listed.get(name) is breaker:
+        # A list, and second looks: the garbage collector may run a `__del__` that uses this registry at any step.
+        for name, breaker in list(islice(self._listed.items(), _MOST_LOOKED_AT)):
+            as_new = is_as_new(breaker)
+            if self._listed.get(name) is not breaker:
+                continue
+            if as_new:
                 del self._listed[name]
                 self._held_elsewhere[name] = breaker
-                self._put(BreakerRemoved(name, now, "evicted"))
+                self._put(BreakerRemoved, name, now, "evicted")
                 return True
+            if len(self._listed) > _MOST_LOOKED_AT:
+                self._listed[name] = self._listed.pop(name)  # to the end: the next search begins with others
         return False
 
-    def _put(self, event: Event) -> None:
-        if type(event).sinks:
-            self._outbox.put(event)
+    def _put(self, kind: type[Event], *fields: Any) -> None:
+        if kind.sinks:
+            self._outbox.put(kind(*fields))
 
     def remove(self, name: str) -> bool:
         """Forget the breaker of this name; tell whether there was one.
@@ -127,7 +143,7 @@ class CircuitBreakerRegistry:
             listed = self._listed.pop(name, None)
             removed = self._held_elsewhere.pop(name, None) or listed
             if removed is not None:
-                self._put(BreakerRemoved(name, now, "removed"))
+                self._put(BreakerRemoved, name, now, "removed")
         self._outbox.deliver()
         return removed is not None
 

@@ -61,10 +61,11 @@ def _guard_function(gate: Gate, function: Callable[..., T]) -> Callable[..., T]:
         call = admit()
         try:
             result = function(*args, **kwargs)
+            is_awaitable = hasattr(type(result), "__await__") and isinstance(result, Awaitable)
         except BaseException as error:
             fail(call, error)
             raise
-        if hasattr(type(result), "__await__"):  # async after all: the call ends with the await
+        if is_awaitable:  # async after all: the call ends with the await
             return cast("T", _awaited(gate, call, cast("Awaitable[Any]", result)))
         succeed(call, result)
         return result
@@ -164,7 +165,7 @@ def _guard_async_generator(
 
 
 def _note_first_item(gate: Gate, call: Call) -> None:
-    gate.read(lambda now: gate.core.first_item(call, now))
+    gate.act(lambda now: gate.core.first_item(call, now))
 
 
 def check_guardable(function: object) -> None:

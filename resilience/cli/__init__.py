@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from .demo import DemoOptions, run_demo  # noqa: PLC0415 - the service's process imports this package and needs none of it
+    from .demo.command import DemoOptions, run_demo  # noqa: PLC0415 - the service's process imports this package and needs none of it
 
     options = DemoOptions(
         seconds=arguments.seconds, seed=arguments.seed, plain=arguments.plain, report=arguments.report

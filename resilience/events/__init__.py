@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .bus import Outbox, Sink, Subscription, emit, subscribe
+from .bus import Sink, Subscription, emit, subscribe
 from .records import (
     AcquireTimedOut,
     AttemptFailed,
@@ -92,7 +92,6 @@ __all__ = [
     "LimitChanged",
     "LimitNear",
     "LimitRejected",
-    "Outbox",
     "PoolClosed",
     "PoolExhausted",
     "PoolRecovered",

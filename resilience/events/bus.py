@@ -20,11 +20,16 @@ Sink: TypeAlias = Callable[[Any], object]
 MAX_SUBSCRIPTIONS: Final = 1_000
 """More are refused: so many live sinks mean that somebody subscribes per request and never closes."""
 
+MAX_DELIVERED: Final = 20_000
+"""Events that one call delivers: a sink that causes an event with each event must not keep its caller for ever."""
+
 MAX_PENDING: Final = 1_000
 """Events of one component that may wait behind a slow sink; newer ones are dropped and counted."""
 
-_table_lock = threading.Lock()  # Guards `_subscriptions` and every `Event.sinks`; no sink runs under it.
-_subscriptions: list[Subscription] = []
+# Guards `_subscriptions` and every `Event.sinks`; no sink runs under it. Reentrant, because the garbage collector may
+# run a `__del__` that closes a subscription; and the table is replaced, never changed, so that no iteration is harmed.
+_table_lock = threading.RLock()
+_subscriptions: tuple[Subscription, ...] = ()
 
 
 class Subscription:
@@ -71,10 +76,11 @@ class Subscription:
 
     def close(self) -> None:
         """Stop listening; closing twice is fine. An event on its way in another thread may still arrive."""
+        global _subscriptions  # noqa: PLW0603 - one table per process
         with _table_lock:
             if self in _subscriptions:
-                _subscriptions.remove(self)
-                _refresh(Event)
+                _subscriptions = tuple(other for other in _subscriptions if other is not self)
+                _refresh_all()
 
     def __enter__(self) -> Self:
         return self
@@ -112,22 +118,30 @@ def subscribe(sink: Sink, *types: type[Event], name: str | None = None) -> Subsc
             raise ConfigurationError(f"types must be event types such as CircuitStateChanged, got {shown(one)}")
     if not isinstance(name, str | None):
         raise ConfigurationError(f"name must be a component's name or None, got {type(name).__name__}")
+    global _subscriptions  # noqa: PLW0603 - one table per process
     subscription = Subscription(sink, types or (Event,), name)
     with _table_lock:
         if len(_subscriptions) >= MAX_SUBSCRIPTIONS:
             raise ConfigurationError(
                 f"subscriptions must be at most {MAX_SUBSCRIPTIONS} at a time; close those that are no longer needed"
             )
-        _subscriptions.append(subscription)
-        _refresh(Event)
+        _subscriptions = (*_subscriptions, subscription)
+        _refresh_all()
     return subscription
 
 
-def _refresh(kind: type[Event]) -> None:
-    """Set `sinks` of `kind` and all below, so that asking "does anybody listen" is one attribute look-up."""
-    kind.sinks = tuple(one for one in _subscriptions if issubclass(kind, one.types))
+def _refresh_all() -> None:
+    """Set `sinks` of every event type, so that asking "does anybody listen" is one attribute look-up."""
+    table = None
+    while table is not _subscriptions:  # again, if the garbage collector closed one meanwhile
+        table = _subscriptions
+        _refresh(Event, table)
+
+
+def _refresh(kind: type[Event], table: tuple[Subscription, ...]) -> None:
+    kind.sinks = tuple(one for one in table if issubclass(kind, one.types))
     for below in kind.__subclasses__():
-        _refresh(below)
+        _refresh(below, table)
 
 
 def sink_name(sink: object) -> str:
@@ -160,6 +174,11 @@ class Outbox:
         self._delivering = threading.Lock()
         self._dropped = 0
 
+    def renew_locks(self) -> None:
+        """Start afresh in a forked child; what was pending is for the parent to tell."""
+        self._delivering = threading.Lock()
+        self.pending.clear()
+
     def put(self, event: Event) -> None:
         """Add an event; the caller holds the component's lock."""
         if len(self.pending) >= MAX_PENDING:
@@ -174,9 +193,11 @@ class Outbox:
         """Tell what is pending; the caller holds no lock."""
         pending = self.pending
         # Asked again after the release: another thread may have put an event and found the delivery taken.
-        while pending and self._delivering.acquire(blocking=False):
+        left = MAX_DELIVERED
+        while pending and left and self._delivering.acquire(blocking=False):
             try:
-                while pending:
+                while pending and left:
+                    left -= 1
                     emit(pending.popleft())
             finally:
                 self._delivering.release()

@@ -119,11 +119,13 @@ class QueueSink:
         self._ready.set()
         # Nothing below may be cancelled from outside: on asyncio that would take the place of the block's exception.
         self._group.cancel_scope.shield = True
-        with anyio.move_on_after(self._close_timeout):
-            await self._done.wait()
-        self._scope.cancel()
-        # Not told of the block's exception, which it would wrap in a group.
-        await self._group.__aexit__(None, None, None)
+        try:
+            with anyio.move_on_after(self._close_timeout):
+                await self._done.wait()
+        finally:  # a native asyncio cancel() minds no shield, and must not leave the worker behind
+            self._scope.cancel()
+            # Not told of the block's exception, which it would wrap in a group.
+            await self._group.__aexit__(None, None, None)
         if self._queue:
             self._drop(len(self._queue))
             self._queue.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -455,6 +455,31 @@ def test_a_result_predicate_that_is_interrupted_gives_the_permit_back(clock: Vir
         breaker.call(lambda: "result")
     assert counts(breaker) == NOTHING
     assert breaker.snapshot().in_flight == 0
+
+
+@pytest.mark.anyio
+async def test_a_result_predicate_is_not_asked_where_there_is_no_result(clock: VirtualClock) -> None:
+    asked: list[object] = []
+    breaker = CircuitBreaker("http", clock=clock, failure_result=asked.append)
+
+    @breaker
+    def stream() -> Iterator[int]:
+        yield 1
+
+    @breaker
+    async def async_stream() -> AsyncIterator[int]:
+        yield 1
+
+    with breaker.guard():
+        pass
+    async with breaker.guard():
+        pass
+    list(stream())
+    assert [item async for item in async_stream()] == [1]
+    breaker.acquire().success()
+    assert (counts(breaker), asked) == ((5, 0, 0), [])
+    breaker.acquire().success(None)
+    assert asked == [None]
 
 
 def test_a_failed_predicate_without_listeners_is_a_failure_all_the_same(clock: VirtualClock) -> None:

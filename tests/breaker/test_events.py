@@ -24,7 +24,6 @@ from resilience.events import (
     SinkFailed,
     ThresholdExceeded,
     capture,
-    emit,
 )
 from resilience.testing import VirtualClock
 
@@ -437,7 +436,16 @@ def test_the_open_time_may_be_a_function_of_the_reopen_attempt(clock: VirtualClo
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [(-5.0, 0.0), (0, 0.0), (299.5, 299.5), (301, 300.0), (math.inf, 300.0), (-math.inf, 0.0)]
+    ("given", "expected"),
+    [
+        (-5.0, 0.0),
+        (0, 0.0),
+        (299.5, 299.5),
+        (301, 300.0),
+        (math.inf, 300.0),
+        (-math.inf, 0.0),
+        pytest.param(10**400, 300.0, id="beyond floats"),
+    ],
 )
 def test_what_the_function_gives_is_clamped_to_the_cap(clock: VirtualClock, given: float, expected: float) -> None:
     breaker = make(clock, open_duration=lambda _: given)
@@ -554,6 +562,20 @@ def test_a_circuit_that_is_tripped_again_while_its_function_is_asked_asks_again(
     breaker = make(clock, open_duration=seconds)
     breaker.trip()
     assert (len(asked), breaker.snapshot().retry_after) == (2, 14.0)
+
+
+def test_a_function_that_trips_the_circuit_whenever_it_is_asked_is_not_asked_for_ever(clock: VirtualClock) -> None:
+    asked: list[int] = []
+
+    def seconds(attempt: int) -> float:
+        asked.append(attempt)
+        if len(asked) < 1_000:
+            breaker.trip()
+        return 7.0
+
+    breaker = make(clock, open_duration=seconds)
+    breaker.trip()
+    assert len(asked) < 100
 
 
 def test_a_breaker_that_begins_open_asks_too(clock: VirtualClock) -> None:
@@ -677,9 +699,7 @@ def test_a_listener_of_one_name_hears_nothing_of_others(clock: VirtualClock) -> 
 
 def test_nothing_is_built_while_nobody_listens(clock: VirtualClock) -> None:
     def seq() -> int:
-        with capture(BreakerAdded) as events:
-            emit(BreakerAdded("probe", 0.0))
-        return events[0].seq
+        return BreakerAdded("probe", 0.0).seq
 
     def everything() -> None:
         breaker = make(clock, slow_call_duration=1.0, probe_lease=1.0, failure_on=no_seconds, open_duration=no_seconds)

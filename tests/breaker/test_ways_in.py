@@ -10,6 +10,7 @@ import traceback
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -630,34 +631,39 @@ def test_a_permit_is_settled_once(breaker: CircuitBreaker) -> None:
             assert breaker.snapshot() == before
 
 
-def test_of_two_threads_that_settle_one_permit_exactly_one_is_told(clock: VirtualClock) -> None:
-    rounds = 500
-    breaker = make(clock, window=CountWindow(rounds))
-    permits = [breaker.acquire() for _ in range(rounds)]
-    together = threading.Barrier(2)
-    refused: list[RuntimeError] = []
+@pytest.mark.parametrize("line", range(1, 4))
+def test_of_two_threads_that_settle_one_permit_exactly_one_is_told(breaker: CircuitBreaker, line: int) -> None:
+    # One thread is overtaken by the other just before that line of taking the permit.
+    permit = breaker.acquire()
+    told: list[RuntimeError] = []
+    lines = 0
 
     def settle() -> None:
-        for permit in permits:
-            together.wait()
-            try:
-                permit.success()
-            except RuntimeError as error:
-                refused.append(error)
+        try:
+            permit.success()
+        except RuntimeError as error:
+            told.append(error)
 
-    threads = [threading.Thread(target=settle) for _ in range(2)]
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if frame.f_code is Permit._take.__code__ and event == "line":
+            lines += 1
+            if lines == line:
+                other = threading.Thread(target=settle)
+                other.start()
+                other.join()
+        return trace
+
+    tracing = sys.gettrace()
+    sys.settrace(trace)
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        settle()
     finally:
-        sys.setswitchinterval(before)
-    assert len(refused) == rounds
-    assert counts(breaker) == (rounds, 0, 0)
-    assert breaker.snapshot().in_flight == 0
+        sys.settrace(tracing)
+    if lines < line:
+        settle()  # there is no such line: the other one comes afterwards
+    assert len(told) == 1
+    assert (counts(breaker), breaker.snapshot().in_flight) == (SUCCESS, 0)
 
 
 @pytest.mark.parametrize("age", [0.0, 100.0])

@@ -20,9 +20,9 @@ from typing import cast
 import pytest
 
 from resilience.cli import main
-from resilience.cli._demo_run import Run, ServiceProcess
-from resilience.cli._demo_view import PlainView
-from resilience.cli.demo import DemoOptions, _choose_view, _quiet_log
+from resilience.cli.demo.command import DemoOptions, _choose_view, _quiet_log
+from resilience.cli.demo.run import Run, ServiceProcess
+from resilience.cli.demo.view import PlainView
 from resilience.errors import ConfigurationError
 from resilience.events import CircuitStateChanged, disable_logging, enable_logging
 

@@ -5,8 +5,8 @@ import anyio
 import pytest
 
 from resilience.breaker import CircuitBreaker
-from resilience.cli._demo_clients import SLOTS, Client, ErrorAnswer, Limits, ask, explain, naked, protected
-from resilience.cli._demo_ledger import Outcome
+from resilience.cli.demo.clients import SLOTS, Client, ErrorAnswer, Limits, ask, explain, naked, protected
+from resilience.cli.demo.ledger import Outcome
 from resilience.errors import CircuitOpenError
 
 pytestmark = pytest.mark.anyio

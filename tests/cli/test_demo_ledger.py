@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilience.cli._demo_ledger import LAST, Call, Ledger, Outcome, duration, percentile
-from resilience.cli._demo_script import DEAD
+from resilience.cli.demo.ledger import LAST, Call, Ledger, Outcome, duration, percentile
+from resilience.cli.demo.script import DEAD
 
 FAILING = 2
 

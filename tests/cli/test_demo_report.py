@@ -7,11 +7,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from resilience.cli._demo_charts import outcome_chart, response_chart, state_spans
-from resilience.cli._demo_findings import findings, phase_rows, rows
-from resilience.cli._demo_ledger import Call, Outcome, StateChange
-from resilience.cli._demo_report import page
-from resilience.cli._demo_run import Run, ServiceProcess
+from resilience.cli.demo.charts import outcome_chart, response_chart, state_spans
+from resilience.cli.demo.findings import findings, phase_rows, rows
+from resilience.cli.demo.ledger import Call, Outcome, StateChange
+from resilience.cli.demo.report import page
+from resilience.cli.demo.run import Run, ServiceProcess
 
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 VOID = {"meta", "br", "link", "img", "hr"}

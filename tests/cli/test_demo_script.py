@@ -1,6 +1,6 @@
 import pytest
 
-from resilience.cli._demo_script import DEAD, PHASES, Script, time_scale
+from resilience.cli.demo.script import DEAD, PHASES, Script, time_scale
 
 
 def test_the_phases_fill_the_run_without_gap_or_overlap() -> None:

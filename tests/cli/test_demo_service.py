@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from resilience.cli._demo_script import DEAD, Script
-from resilience.cli._demo_service import HOST, Service, bind
+from resilience.cli.demo.script import DEAD, Script
+from resilience.cli.demo.service import HOST, Service, bind
 
 HEALTHY, SLOW, FAILING, HANGING, _, HEALED = range(6)
 SCRIPT = Script(3)

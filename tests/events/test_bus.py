@@ -29,16 +29,15 @@ from resilience.events import (
     Event,
     EventsDropped,
     HedgeWon,
-    Outbox,
     PoolExhausted,
     SinkFailed,
     Subscription,
     bus,
     disable_logging,
-    emit,
     enable_logging,
     subscribe,
 )
+from resilience.events.bus import Outbox, emit
 from resilience.testing import VirtualClock
 
 Sink = Callable[[Any], object]
@@ -784,9 +783,9 @@ def test_the_table_changes_under_its_lock_alone(monkeypatch: pytest.MonkeyPatch)
     locked: list[bool] = []
     refresh = bus._refresh
 
-    def watched(kind: type[Event]) -> None:
-        locked.append(bus._table_lock.locked())
-        refresh(kind)
+    def watched(kind: type[Event], table: tuple[Subscription, ...]) -> None:
+        locked.append(bus._table_lock._is_owned())  # type: ignore[attr-defined]  # not public, but just the question
+        refresh(kind, table)
 
     monkeypatch.setattr(bus, "_refresh", watched)
     subscribe(repr, CacheHit).close()

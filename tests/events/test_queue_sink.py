@@ -26,9 +26,9 @@ from resilience.events import (
     QueueSink,
     SinkFailed,
     capture,
-    emit,
     subscribe,
 )
+from resilience.events.bus import emit
 from resilience.testing import VirtualClock
 
 pytestmark = pytest.mark.anyio

@@ -45,13 +45,12 @@ from resilience.events import (
     SinkFailed,
     capture,
     disable_logging,
-    emit,
     enable_logging,
     records,
-    sinks,
     subscribe,
 )
-from resilience.events.sinks import FloodControl, Summary
+from resilience.events.bus import emit
+from resilience.events.flood import FloodControl, Summary
 
 
 @pytest.fixture(autouse=True)
@@ -452,7 +451,7 @@ def test_floods_are_counted_under_the_lock_alone(log: list[EventDict], monkeypat
     locked: list[bool] = []
 
     def watched(event: Event) -> tuple[bool, list[Summary]]:
-        locked.append(sink._lock.locked())
+        locked.append(sink._lock._is_owned())
         return True, []
 
     monkeypatch.setattr(sink._flood, "judge", watched)
@@ -643,7 +642,7 @@ MAKERS = [rejected, opened, lambda name, at: PredicateFailed(name, at, "ignore",
 def test_flood_control_agrees_with_the_rule_written_naively(story: list[tuple[Any, ...]], start: float) -> None:
     model = NaiveFlood(cap=3)
     suppressed = 0
-    with patch.object(sinks, "MAX_COMPONENTS", 3):
+    with patch("resilience.events.flood.MAX_COMPONENTS", 3):
         flood, now = FloodControl(), start
         for step, name, make, times in story:
             now += step

@@ -7,14 +7,14 @@ from collections import Counter
 from html import escape
 from typing import TYPE_CHECKING
 
-from ._demo_ledger import Outcome, duration
+from .ledger import Outcome, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ._demo_clients import Client
-    from ._demo_ledger import StateChange
-    from ._demo_run import Run
+    from .clients import Client
+    from .ledger import StateChange
+    from .run import Run
 
 __all__ = ["css_class", "outcome_chart", "response_chart", "state_spans"]
 

@@ -17,13 +17,13 @@ import anyio
 from resilience.errors import ConfigurationError
 from resilience.events import CircuitStateChanged, disable_logging, enable_logging
 
-from ._demo_run import Run, ServiceEndedError, ServiceProcess
-from ._demo_view import PlainView
+from .run import Run, ServiceEndedError, ServiceProcess
+from .view import PlainView
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._demo_view import View
+    from .view import View
 
 __all__ = ["DemoOptions", "run_demo"]
 
@@ -126,7 +126,7 @@ class _Demo:
             return 0
         view.conclude()
         if self._options.report is not None:
-            from ._demo_report import write_report  # noqa: PLC0415 - only those who ask for a page pay for its code
+            from .report import write_report  # noqa: PLC0415 - only those who ask for a page pay for its code
 
             try:
                 write_report(run, self._options.report)
@@ -165,7 +165,7 @@ def _choose_view(run: Run, stream: TextIO, *, plain: bool) -> View:
     if not plain and stream.isatty() and importlib.util.find_spec("rich") is not None:
         from rich.console import Console  # noqa: PLC0415 - optional
 
-        from ._demo_live import LiveView  # noqa: PLC0415 - needs rich
+        from .live import LiveView  # noqa: PLC0415 - needs rich
 
         console = Console(file=stream)
         # The picture moves the cursor and is drawn with signs outside of ASCII.

@@ -14,9 +14,9 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from resilience.breaker import CircuitBreaker
 from resilience.events import CircuitStateChanged, subscribe
 
-from ._demo_clients import BREAKER_NAME, RATE, Client, Limits, naked, protected
-from ._demo_ledger import LAST, StateChange, duration
-from ._demo_script import Phase, Script
+from .clients import BREAKER_NAME, RATE, Client, Limits, naked, protected
+from .ledger import LAST, StateChange, duration
+from .script import Phase, Script
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,7 +48,7 @@ class ServiceProcess:
     @asynccontextmanager
     async def started(cls, *, seconds: float, seed: int) -> AsyncIterator[ServiceProcess]:
         """Start the process; it has ended when this scope is left, whatever the reason."""
-        module = f"{__package__}._demo_service"
+        module = f"{__package__}.service"
         command = [sys.executable, "-m", module, "--seconds", str(seconds), "--seed", str(seed)]
         process = await anyio.open_process(
             command,

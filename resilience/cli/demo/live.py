@@ -10,16 +10,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from . import _demo_findings as told
-from ._demo_clients import SLOTS
-from ._demo_ledger import Outcome
-from ._demo_view import change_told
+from . import findings as told
+from .clients import SLOTS
+from .ledger import Outcome
+from .view import change_told
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ._demo_clients import Client
-    from ._demo_run import Run
+    from .clients import Client
+    from .run import Run
 
 __all__ = ["LiveView"]
 

@@ -8,16 +8,16 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from . import _demo_findings as told
-from ._demo_charts import css_class, outcome_chart, response_chart
-from ._demo_ledger import Outcome, duration
-from ._demo_view import change_told
+from . import findings as told
+from .charts import css_class, outcome_chart, response_chart
+from .ledger import Outcome, duration
+from .view import change_told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from ._demo_run import Run
+    from .run import Run
 
 __all__ = ["page", "write_report"]
 
@@ -34,7 +34,7 @@ def page(run: Run, *, when: datetime) -> str:
         run: a run that is over.
         when: the moment that the page names.
     """
-    style = files(__package__ or "").joinpath("_demo_report.css").read_text(encoding="utf-8")
+    style = files(__package__ or "").joinpath("report.css").read_text(encoding="utf-8")
     early = "" if run.stopped_by is None else f" Stopped early, after {run.elapsed:.1f} s."
     made = f"{run.seconds:g} s on {when:%Y-%m-%d %H:%M}, Python {platform.python_version()}.{early}"
     about = (told.service_told(run), told.clients_told(run.limits), told.breaker_told(run.limits))

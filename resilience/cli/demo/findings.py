@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._demo_clients import RATE, SLOTS
-from ._demo_ledger import SENT, SICK, Ledger, Outcome, duration, percentile
+from .clients import RATE, SLOTS
+from .ledger import SENT, SICK, Ledger, Outcome, duration, percentile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._demo_clients import Client, Limits
-    from ._demo_run import Run
+    from .clients import Client, Limits
+    from .run import Run
 
 __all__ = [
     "TITLE",

@@ -13,9 +13,9 @@ from resilience.breaker import CircuitBreaker, CircuitBreakerConfig
 from resilience.errors import RejectedError
 from resilience.windows import TimeWindow
 
-from ._demo_ledger import Call, Ledger, Outcome
-from ._demo_script import time_scale
-from ._demo_service import HOST
+from .ledger import Call, Ledger, Outcome
+from .script import time_scale
+from .service import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -17,7 +17,7 @@ import threading
 import time
 from random import Random
 
-from ._demo_script import Phase, Script
+from .script import Phase, Script
 
 __all__ = ["HOST", "Service", "main"]
 
@@ -123,7 +123,7 @@ def _end_with_the_parent() -> None:
 
 def main() -> None:
     """Run the service until standard input ends."""
-    parser = argparse.ArgumentParser(prog="resilience.cli._demo_service")
+    parser = argparse.ArgumentParser(prog="resilience.cli.demo.service")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
     arguments = parser.parse_args()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from . import _demo_findings as told
-from ._demo_ledger import Outcome
+from . import findings as told
+from .ledger import Outcome
 
 if TYPE_CHECKING:
-    from ._demo_clients import Client
-    from ._demo_ledger import StateChange
-    from ._demo_run import Run
+    from .clients import Client
+    from .ledger import StateChange
+    from .run import Run
 
 __all__ = ["PlainView", "View"]
 

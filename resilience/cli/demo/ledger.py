@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from ._demo_script import DEAD, PHASES
+from .script import DEAD, PHASES
 
 __all__ = [
     "LAST",
