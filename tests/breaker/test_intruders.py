@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import subprocess
 import sys
 import types
 import warnings
@@ -160,38 +161,55 @@ def test_a_subscription_that_the_collector_closes_while_another_is_made_is_no_de
 # --- signals ---
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no interval timers")
-def test_an_exception_of_a_signal_handler_leaves_no_half_moved_circuit(clock: VirtualClock) -> None:
-    class InterruptError(BaseException):  # as KeyboardInterrupt, which no `except Exception` holds up
-        pass
+INTERRUPTED = """
+import random, signal
+from resilience import CircuitBreaker, CircuitOpenError
 
-    def interrupt(*_: object) -> None:
-        raise InterruptError
+class InterruptError(BaseException):  # as KeyboardInterrupt, which no `except Exception` holds up
+    pass
 
-    rng = random.Random(7)
-    before = signal.signal(signal.SIGALRM, interrupt)
-    interrupts = 0
+def interrupt(*_):
+    raise InterruptError
+
+def fail():
+    raise ConnectionError
+
+rng = random.Random(7)
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(300):
+    breaker = CircuitBreaker("interrupted", minimum_calls=1, open_duration=5.0)
     try:
-        for _ in range(300):
-            breaker = CircuitBreaker("interrupted", clock=clock, minimum_calls=1, open_duration=5.0)
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 4e-4), 0.01)
-            try:
-                while True:
-                    breaker.trip()
-                    breaker.reset()
-            except InterruptError:
-                interrupts += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            # Whatever it was in the middle of, it still protects.
-            if breaker.state == "closed":
-                with pytest.raises(OSError, match="down"):
-                    breaker.call(fail)
-            with pytest.raises(CircuitOpenError):
-                breaker.acquire()
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert interrupts == 300
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 4e-4), 0.01)
+        while True:
+            breaker.trip()
+            breaker.reset()
+    except InterruptError:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    # Whatever it was in the middle of, it still protects.
+    try:
+        breaker.call(fail)
+    except (ConnectionError, CircuitOpenError):
+        pass
+    try:
+        breaker.acquire()
+        raise SystemExit(f"{breaker!r} lets a call pass")
+    except CircuitOpenError:
+        pass
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no interval timers")
+def test_an_exception_of_a_signal_handler_leaves_no_half_moved_circuit() -> None:
+    # In a process of its own: coverage has a lock of its own, which such an exception leaves held.
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        env={**os.environ, "RESILIENCE_LOG": "off"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def fail() -> None:
