@@ -63,8 +63,10 @@ def check_function(field: str, value: object) -> None:
     """
     if not callable(value):
         raise ConfigurationError(f"{field} must be a function, got {shown(value)}")
-    if is_async(value):
+    if is_async(value) or inspect.isasyncgenfunction(code_of(value)):
         raise ConfigurationError(f"{field} must be a plain function, got the async {shown(value)}")
+    if inspect.isgeneratorfunction(code_of(value)):  # what it gives is an iterator, which is always true
+        raise ConfigurationError(f"{field} must be a plain function, got the generator {shown(value)}")
 
 
 def check_name(name: object) -> None:

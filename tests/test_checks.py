@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial, wraps
@@ -179,3 +179,15 @@ def test_exception_types_and_tuples_of_them_are_exception_types(value: Any) -> N
 )
 def test_nothing_else_is_exception_types(value: Any) -> None:
     assert not is_exception_types(value)
+
+
+def test_a_generator_function_is_no_predicate_for_it_always_says_yes() -> None:
+    def generator(_: object) -> Iterator[bool]:
+        yield False
+
+    async def async_generator(_: object) -> AsyncIterator[bool]:
+        yield False
+
+    for function in (generator, async_generator):
+        with pytest.raises(ConfigurationError, match="ignore must be a plain function, got the"):
+            check_function("ignore", function)

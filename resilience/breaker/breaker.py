@@ -141,11 +141,15 @@ class CircuitBreaker:
         return cast("F", wrapper)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` through the circuit, and give what it gives: the result, or the awaitable of an async one.
+        """Call `function(*args, **kwargs)` through the circuit, and return what it returns.
+
+        For an async function that is an awaitable: the call is admitted when it is awaited.
 
         Raises:
             ConfigurationError: `function` is not callable.
             CircuitOpenError: the circuit refuses; `function` was not called.
+
+        Cancellation: as for a guarded function.
         """
         if not callable(function):
             raise ConfigurationError(f"function must be callable, got {shown(function)}")
@@ -165,6 +169,8 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: on entry, when the circuit refuses.
             RuntimeError: on entry, when this guard was entered before.
+
+        Cancellation: as for a guarded function; the block's end settles the permit.
         """
         return Guard(self._gate)
 
@@ -176,6 +182,8 @@ class CircuitBreaker:
 
         Raises:
             CircuitOpenError: the circuit refuses.
+
+        Cancellation: report it as any other exception, `permit.failure(error)`: it is judged by how slow the call was.
         """
         return Permit(self._gate, self._gate.admit())
 

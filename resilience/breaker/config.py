@@ -55,7 +55,8 @@ class CircuitBreakerConfig:
         probe_lease: seconds after which a silent probe may be replaced: a probe that hangs cannot wedge the breaker.
         failure_on: which exceptions are failures: a type, a tuple of types, or a function of the exception. All other
             ordinary exceptions are successes: the callee answered. Rejections by this library's own policies say
-            nothing about the callee and count only where a type named here is one of theirs.
+            nothing about the callee and count only where a type named here is one of theirs. An exception group is
+            judged by what is in it, whatever its own type.
         ignore: which exceptions say nothing at all about the callee; asked before `failure_on`.
         failure_result: a function of the result; a true answer counts the call as failed.
         initial_state: the state to begin in.

@@ -138,7 +138,8 @@ class CallFailed(Event):
 class CallIgnored(Event):
     """A guarded call ended in a way that says nothing about the callee: an ignored error, a cancellation, a release.
 
-    `error_type` is None when the permit was released without an error.
+    `error_type` is None when the permit was released without an error. A cancellation is told here also when the call
+    was slow, and as a slow one counts in the window.
     """
 
     kind: ClassVar[str] = "circuit_breaker.call_ignored"

@@ -86,7 +86,9 @@ _log_lock = threading.RLock()  # Guards `_log`.
 
 
 def enable_logging() -> None:
-    """Log events of severity info and above through structlog: the default, unless `RESILIENCE_LOG=off` is set.
+    """Log events of severity info and above through structlog.
+
+    The default, unless the environment's `RESILIENCE_LOG` is off, 0, false or no.
 
     Calling it again binds the logger anew: do so after a later `structlog.configure`.
     """
