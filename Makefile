@@ -27,7 +27,7 @@ bench: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/bench_circuit_breaker.py $(ARGS)
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the site is in site/index.html"
 
 clean:
