@@ -152,7 +152,9 @@ class CircuitBreaker:
         Cancellation: as for a guarded function.
         """
         if not callable(function):
-            raise ConfigurationError(f"function must be callable, got {shown(function)}")
+            raise ConfigurationError(
+                f"function must be callable, got {shown(function)}: pass the function and its arguments, not its result"
+            )
         return cast("T", guarded(self._gate, function)(*args, **kwargs))
 
     def guard(self) -> Guard:

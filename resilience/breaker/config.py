@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
@@ -91,8 +92,8 @@ class CircuitBreakerConfig:
                 f"minimum_calls must be at most the size of the count window, {self.window.calls}, "
                 f"or no rate would ever exist; got {shown(self.minimum_calls)}"
             )
-        check_number("failure_rate_threshold", self.failure_rate_threshold, above=0, most=1)
-        check_number("slow_call_rate_threshold", self.slow_call_rate_threshold, above=0, most=1)
+        _check_share("failure_rate_threshold", self.failure_rate_threshold)
+        _check_share("slow_call_rate_threshold", self.slow_call_rate_threshold)
         if self.slow_call_duration is not None:
             check_number("slow_call_duration", self.slow_call_duration, above=0)
         check_number("max_open_duration", self.max_open_duration, least=0)
@@ -121,12 +122,20 @@ class CircuitBreakerConfig:
         if self.failure_result is not None:
             check_function("failure_result", self.failure_result)
         if not isinstance(self.initial_state, CircuitState):
-            raise ConfigurationError(f"initial_state must be a CircuitState, got {shown(self.initial_state)}")
+            raise ConfigurationError(
+                f"initial_state must be a CircuitState, such as CircuitState.CLOSED, got {shown(self.initial_state)}"
+            )
 
 
 def difference(one: CircuitBreakerConfig, other: CircuitBreakerConfig) -> str:
     """Name the fields in which two configurations differ, for messages."""
     return ", ".join(field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name))
+
+
+def _check_share(field: str, value: object) -> None:
+    if isinstance(value, int | float) and 1 < value <= 100:
+        raise ConfigurationError(f"{field} must be at most 1, got {shown(value)}: a share, 0.5 for 50 %")
+    check_number(field, value, above=0, most=1)
 
 
 def _check_filter(field: str, value: object) -> None:
@@ -153,5 +162,7 @@ def merged(config: CircuitBreakerConfig, overrides: Mapping[str, Any]) -> Circui
     for field in overrides:
         if field not in CircuitBreakerConfig.__dataclass_fields__:
             known = ", ".join(CircuitBreakerConfig.__dataclass_fields__)
-            raise ConfigurationError(f"{field} must be a field of CircuitBreakerConfig: {known}")
+            close = difflib.get_close_matches(field, CircuitBreakerConfig.__dataclass_fields__, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigurationError(f"{field} must be a field of CircuitBreakerConfig: {known}{hint}")
     return replace(config, **overrides) if overrides else config

@@ -178,7 +178,9 @@ def check_guardable(function: object) -> None:
         raise ConfigurationError(
             f"a circuit breaker guards functions: put it below @{type(function).__name__}, not above"
         )
-    if isinstance(function, type) or not callable(function):
+    if isinstance(function, type):
+        raise ConfigurationError(f"a circuit breaker guards functions, got {shown(function)}: decorate its methods")
+    if not callable(function):
         raise ConfigurationError(f"a circuit breaker guards functions, got {shown(function)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ E = TypeVar("E", bound=Event)
 
 class LogSink:
     """Writes events of severity info and above to `structlog.get_logger("resilience")`.
+
+    In a program that has not configured structlog they go to standard error.
 
     structlog is imported, and the logger bound, with the first such event: after the application has configured it,
     and never in a program in which nothing happens.
@@ -64,8 +67,12 @@ class LogSink:
         if logger is None:
             import structlog  # noqa: PLC0415 - costs 0.1 s, and only programs in which something happens pay it
 
+            if structlog.is_configured():
+                logger = structlog.get_logger("resilience")
+            else:  # structlog would print to standard output, which is for the program's data
+                logger = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
             # Bound once: the lazy proxy would assemble a logger for every line.
-            logger = self._logger = structlog.get_logger("resilience").bind()
+            logger = self._logger = logger.bind()
         try:
             getattr(logger, severity)(kind, **told)
         except BaseException:

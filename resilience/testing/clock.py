@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from contextlib import contextmanager
 from math import inf, isfinite
@@ -114,13 +115,16 @@ class VirtualClock:
         """What to give to `anyio.run(..., backend_options=...)`, or to return from an `anyio_backend` fixture.
 
         Raises:
-            ConfigurationError: an unknown backend. uvloop is one: its time is in C, out of reach.
+            ConfigurationError: trio is not installed; or an unknown backend. uvloop is one: its time is in C, out of
+                reach.
         """
         if backend == "asyncio":
             from resilience.testing._asyncio_clock import VirtualEventLoop  # noqa: PLC0415 - only when asked for
 
             return {"loop_factory": lambda: VirtualEventLoop(self)}
         if backend == "trio":
+            if importlib.util.find_spec("trio") is None:
+                raise ConfigurationError("backend 'trio' needs trio, which is not installed: pip install trio")
             from resilience.testing._trio_clock import RunEnd, TrioClock  # noqa: PLC0415 - trio may be absent
 
             clock = TrioClock(self)

@@ -115,9 +115,9 @@ def test_an_int_too_large_for_a_float_is_refused_by_name(field: str) -> None:
     [
         ("failure_rate_threshold", 0, "more than 0, got 0"),
         ("failure_rate_threshold", -0.5, "more than 0, got -0.5"),
-        ("failure_rate_threshold", 1.01, "at most 1, got 1.01"),
+        ("failure_rate_threshold", 1.01, "at most 1, got 1.01: a share, 0.5 for 50 %"),
         ("slow_call_rate_threshold", 0.0, "more than 0, got 0.0"),
-        ("slow_call_rate_threshold", 2, "at most 1, got 2"),
+        ("slow_call_rate_threshold", 2, "at most 1, got 2: a share, 0.5 for 50 %"),
         ("slow_call_duration", 0, "more than 0, got 0"),
         ("slow_call_duration", -1.5, "more than 0, got -1.5"),
         ("open_duration", -0.001, "at least 0, got -0.001"),
@@ -198,7 +198,10 @@ def test_a_window_that_is_none_is_refused(window: Any) -> None:
 
 @pytest.mark.parametrize("state", ["closed", None, 1])
 def test_an_initial_state_that_is_none_is_refused(state: Any) -> None:
-    assert refusal(initial_state=state) == f"initial_state must be a CircuitState, got {state!r}"
+    assert (
+        refusal(initial_state=state)
+        == f"initial_state must be a CircuitState, such as CircuitState.CLOSED, got {state!r}"
+    )
 
 
 @pytest.mark.parametrize("field", FUNCTIONS)

@@ -206,11 +206,11 @@ with subscribe(lambda event: None):
     told.append(loaded())
 emit(PoolExhausted("db", 0.0))
 told.append(loaded())
-print(told, file=sys.stderr)
+print(told)
 """
     done = run(script)
-    assert done.stderr.strip() == "[False, False, True]"
-    assert "pool.exhausted" in done.stdout
+    assert done.stdout.strip() == "[False, False, True]"
+    assert "pool.exhausted" in done.stderr  # where nobody has configured structlog: standard output is for data
 
 
 @pytest.mark.parametrize(
@@ -219,14 +219,14 @@ print(told, file=sys.stderr)
 )
 def test_the_environment_can_switch_the_log_off(value: str, listens: bool) -> None:
     script = "from resilience.events import *; print(len(PoolExhausted.sinks)); emit(PoolExhausted('db', 0.0))"
-    told = run(script, RESILIENCE_LOG=value).stdout.splitlines()
-    assert told[0] == str(int(listens))
-    assert len(told) == 1 + listens
+    done = run(script, RESILIENCE_LOG=value)
+    assert done.stdout.strip() == str(int(listens))
+    assert ("pool.exhausted" in done.stderr) is listens
 
 
 def test_the_log_can_be_switched_on_in_spite_of_the_environment() -> None:
     script = "from resilience.events import *; enable_logging(); emit(PoolExhausted('db', 0.0))"
-    assert "pool.exhausted" in run(script, RESILIENCE_LOG="off").stdout
+    assert "pool.exhausted" in run(script, RESILIENCE_LOG="off").stderr
 
 
 def test_the_log_is_bound_after_the_application_has_configured_it() -> None:

@@ -63,7 +63,7 @@ def service_told(run: Run) -> str:
 def clients_told(limits: Limits) -> str:
     """Tell what both clients do."""
     return (
-        f"Each sends {RATE} requests/s on schedule, at most {SLOTS} in flight. Timeouts: naked"
+        f"Each client sends {RATE} requests/s on schedule, at most {SLOTS} in flight. Timeouts: naked"
         f" {duration(limits.patience)}, protected {duration(limits.attempt)}."
     )
 
@@ -160,7 +160,10 @@ def _spared(run: Run) -> str:
     )
     rejected = protected.responses(Outcome.REJECTED)
     if rejected:
-        told += f", whose breaker rejected {len(rejected)} requests in {_told(percentile(rejected, 0.5))} each (median)"
+        told += (
+            f", whose breaker rejected {len(rejected)} requests at once, within {_told(percentile(rejected, 0.5))}"
+            " of the moment each was due (median)"
+        )
     dropped = naked.count(Outcome.DROPPED)
     if dropped:
         told += (

@@ -73,13 +73,16 @@ class PlainView:
     def update(self) -> None:
         """Write what has become due."""
         run = self._run
+        due: list[tuple[float, str]] = []
         for number in range(self._phases_told, len(run.phase_starts)):
             phase = run.script.phases[number]
-            self._line(f"{run.phase_starts[number]:6.2f} s  --- {phase.name.upper()}: {phase.describe()}")
+            due.append((run.phase_starts[number], f"--- {phase.name.upper()}: {phase.describe()}"))
         self._phases_told = len(run.phase_starts)
-        for change in run.changes[self._changes_told :]:
-            self._line(f"{change.at:6.2f} s  breaker {change_told(change, '->')}")
-            self._changes_told += 1
+        changes = run.changes[self._changes_told :]
+        due += [(change.at, f"breaker {change_told(change, '->')}") for change in changes]
+        self._changes_told += len(changes)
+        for at, line in sorted(due, key=lambda one: one[0]):
+            self._line(f"{at:6.2f} s  {line}")
         if run.elapsed >= self._next_line:
             self._next_line += self._interval
             self._line(self._status(run))
