@@ -268,6 +268,25 @@ class BreakerCore:
             self.watch.calls.pop(call, None)
         call.first_item_at = now
 
+    def succeed(self, call: Call, now: float) -> None:
+        """Take in a success: `settle`, without what nearly all timed calls do not need."""
+        watch, window = self.watch, self._window
+        if (
+            watch is not None
+            and window is not None
+            and now < watch.due  # before which no call of this era is slow,
+            and call.era == watch.era  # and this is one of them
+            and call.mark is None
+            and call.first_item_at is None
+        ):
+            next(self.endings)
+            watch.calls.pop(call, None)
+            window.add(SUCCEEDED, now)
+            if window.failures or window.slow:
+                self._judge_window(window, now)
+        else:
+            self.settle(call, SUCCESS, now)
+
     def settle(self, call: Call, verdict: Verdict, now: float) -> bool:
         """Take in the end of a call, once for each admitted one; tell whether it was slow."""
         next(self.endings)

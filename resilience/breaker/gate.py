@@ -174,7 +174,7 @@ class Gate:
                 return
             self._busy = True
             try:
-                core.settle(call, SUCCESS, now)
+                core.succeed(call, now)
                 if core.news:
                     self._gather(now)
             finally:

@@ -867,7 +867,8 @@ def test_a_generator_collected_while_the_clock_is_read_gives_its_permit_back(
 
 STEPS = {
     "admit": "probe",
-    "settle": "call",
+    "settle": "stream",
+    "succeed": "call",
     "first_item": "stream",
     "order": "trip",
     "see_overdue": "snapshot",
@@ -879,8 +880,15 @@ STEPS = {
 
 
 @by_hand
-@pytest.mark.parametrize(("step", "operation"), STEPS.items())
-@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
+@pytest.mark.parametrize(
+    ("step", "operation", "heard"),
+    [
+        pytest.param(step, operation, heard, id=f"{'heard' if heard else 'unheard'}-{step}-{operation}")
+        for step, operation in STEPS.items()
+        for heard in (False, True)
+        if not (heard and step == "succeed")  # the short way is for what nobody hears
+    ],
+)
 @pytest.mark.parametrize("kind", [begun, Settler])
 def test_a_call_that_ends_by_collection_while_the_lock_is_held_waits_for_the_step_to_end(
     clock: VirtualClock,
