@@ -1,0 +1,127 @@
+"""What a limiter answers, and how the rules of a limiter come to one answer. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+
+from .quota import Quota
+
+Source: TypeAlias = Literal["redis", "memory", "fallback", "blocked", "shadow"]
+
+SECONDS: Final = 1e-6
+"""Of a microsecond."""
+
+
+class Decision(NamedTuple):
+    """Whether a call may pass, and what is known of the limit. True if it may.
+
+    Under several quotas the one that matters is told: the one with the longest wait when the call is refused, the one
+    with least left when it passes.
+
+    Attributes:
+        allowed: whether the call may pass.
+        limit: the quota's units per period.
+        remaining: units of cost that could pass right now, after this call.
+        retry_after: seconds after which the call is not refused again while nobody else asks; None when it passed, when
+            it can never pass, or when no time is known.
+        reset_after: seconds until everything that was used has drained.
+        quota: the quota that matters.
+        source: who decided: "redis" (the shared store), "memory" (the embedded one), "fallback" (this process alone,
+            because the shared store is out of reach), "blocked" (this process, from a denial of the shared store that
+            still holds), "shadow" (refused, but only observed).
+        certain: False if the call may have been charged in the shared store although the answer never came.
+        never: the cost exceeds what can ever pass at once.
+        granted: units that were charged: the cost, or 0, or what `at_most` could get.
+    """
+
+    allowed: bool
+    limit: int
+    remaining: int
+    retry_after: float | None
+    reset_after: float
+    quota: Quota
+    source: Source
+    certain: bool = True
+    never: bool = False
+    granted: int = 0
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+
+class Rule(Protocol):
+    """The arithmetic of one quota over a state that it alone understands; see `gcra.Gcra`.
+
+    `now` and `at` are whole microseconds, `units` are units of cost.
+    """
+
+    @property
+    def quota(self) -> Quota: ...
+    @property
+    def empty(self) -> Any: ...
+    @property
+    def most(self) -> int: ...
+    def shared(self, instances: int) -> Rule: ...
+    def room(self, state: Any, now: int) -> int: ...
+    def wait(self, state: Any, now: int, units: int) -> int: ...
+    def charge(self, state: Any, now: int, units: int, at: int) -> Any: ...
+    def refund(self, state: Any, now: int, units: int) -> Any: ...
+    def drained(self, state: Any, now: int) -> int: ...
+    def clamped(self, state: Any, now: int) -> Any: ...
+    def remembered(self, at: int, now: int) -> Any: ...
+    def level(self, state: Any, now: int) -> int: ...
+    def from_level(self, level: int, now: int) -> Any: ...
+    def spec(self, wall: int) -> str: ...
+    def refuses(self, state: Any, cost: int) -> bool: ...
+    def told(self, reply: Iterator[int], now: int, cost: int) -> tuple[Any, Standing]: ...
+
+
+class Standing(NamedTuple):
+    """Where one rule stands after a decision: units that could pass, microseconds to wait, microseconds to reset."""
+
+    quota: Quota
+    room: int
+    wait: int
+    drained: int
+
+
+def stand(rules: Sequence[Rule], states: Sequence[Any], nows: Sequence[int], cost: int) -> list[Standing]:
+    """Tell where each rule stands, for a call of `cost`."""
+    return [
+        Standing(rule.quota, rule.room(state, now), rule.wait(state, now, cost), rule.drained(state, now))
+        for rule, state, now in zip(rules, states, nows, strict=True)
+    ]
+
+
+def passed(standings: Sequence[Standing], granted: int, source: Source, *, certain: bool = True) -> Decision:
+    """Build the answer to a call that may pass."""
+    one = min(standings, key=_room) if len(standings) > 1 else standings[0]
+    reset_after = one.drained * SECONDS
+    return Decision(True, one.quota.limit, one.room, None, reset_after, one.quota, source, certain, False, granted)
+
+
+def refused(standings: Sequence[Standing], source: Source, *, certain: bool = True, blocked: int = 0) -> Decision:
+    """Build the answer to a call that may not pass; `blocked` are microseconds for which somebody blocked the key."""
+    one = max(standings, key=_wait) if len(standings) > 1 else standings[0]
+    wait = max(one.wait, blocked)
+    return Decision(
+        False, one.quota.limit, one.room, wait * SECONDS, one.drained * SECONDS, one.quota, source, certain
+    )
+
+
+def never(rules: Sequence[Rule], standings: Sequence[Standing], source: Source) -> Decision:
+    """Build the answer to a call whose cost can never pass."""
+    smallest = min(range(len(rules)), key=lambda index: rules[index].most)
+    one = standings[smallest]
+    return Decision(
+        False, one.quota.limit, one.room, None, one.drained * SECONDS, one.quota, source, certain=True, never=True
+    )
+
+
+def _room(one: Standing) -> int:
+    return one.room
+
+
+def _wait(one: Standing) -> int:
+    return one.wait

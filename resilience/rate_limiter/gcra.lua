@@ -1,0 +1,72 @@
+-- GCRA in the form of a leaky bucket: a level in drain units, and the server's microsecond at which it was written.
+-- The same arithmetic as gcra.py, whose head explains the units. A level with its own time, and not the one number of
+-- gcra.py, because this clock may step back: what was written in the future is taken to have been written now.
+-- Stored as "g <written> <level> <unit> <drain>": unit and drain convert what was used when the limits change.
+local gcra = {}
+
+function gcra.spec(next_token)
+  local rule = {
+    unit = tonumber(next_token()), drain = tonumber(next_token()), capacity = tonumber(next_token()),
+    ceiling = tonumber(next_token()), horizon = tonumber(next_token()),
+  }
+  rule.most = math.floor(rule.capacity / rule.unit)
+  return rule
+end
+
+-- Gives the state, how many tokens it took, and whether it must be written although nothing is charged.
+function gcra.load(rule, tokens, at, now)
+  local written, level = tonumber(tokens[at + 1]), tonumber(tokens[at + 2])
+  local unit, drain = tonumber(tokens[at + 3]), tonumber(tokens[at + 4])
+  if not (written and level and unit and drain) then
+    return {level = 0}, 5, false
+  end
+  local future = written > now
+  if not future then
+    level = math.max(0, level - (now - written) * drain)
+  end
+  if unit ~= rule.unit or drain ~= rule.drain then -- the limit changed: carry units, not time
+    level = math.min(math.ceil(level / unit * rule.unit), rule.capacity)
+  end
+  if not (level <= rule.horizon) then -- nothing of ours wrote that
+    level = rule.capacity
+  end
+  return {level = level}, 5, future
+end
+
+function gcra.fresh()
+  return {level = 0}
+end
+
+function gcra.room(rule, state)
+  return math.max(0, math.floor((rule.ceiling - state.level) / rule.unit))
+end
+
+function gcra.wait(rule, state, now, units)
+  local after = state.level + units * rule.unit
+  if after <= rule.ceiling then return 0 end
+  return math.ceil((after - rule.capacity) / rule.drain)
+end
+
+function gcra.charge(rule, state, now, units, at)
+  state.level = math.max(state.level, (at - now) * rule.drain) + units * rule.unit
+end
+
+function gcra.refund(rule, state, now, units)
+  state.level = math.max(0, state.level - units * rule.unit)
+end
+
+function gcra.replay(rule, state, now, level, floor)
+  state.level = math.max(state.level, math.min(math.max(state.level, floor) + level, rule.capacity))
+end
+
+function gcra.drained(rule, state)
+  return math.ceil(state.level / rule.drain)
+end
+
+function gcra.store(rule, state, now)
+  return string.format('g %.0f %.0f %.0f %.0f', now, state.level, rule.unit, rule.drain)
+end
+
+function gcra.tell(rule, state)
+  return string.format('%.0f', state.level)
+end

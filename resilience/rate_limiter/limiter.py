@@ -1,0 +1,579 @@
+"""The rate limiter that programs hold: its ways to ask, to wait, and to take back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import blake2b
+from math import inf
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, get_args
+
+import anyio
+
+from resilience.checks import check_function, check_int, check_name, check_number, shown
+from resilience.clock import Clock
+from resilience.errors import ConfigurationError, RateLimitedError
+from resilience.events import LimitNear, LimitRejected
+
+from .batch import Caller, Item, Operation, Told
+from .decision import SECONDS, Decision
+from .memory import MemoryStore, Space
+from .quota import MICROSECONDS, Quota, checked_quotas
+from .redis import RedisStore
+from .remote import FallbackPolicy, Remote
+from .telling import Teller
+from .trips_thread import current_run_sync_soon
+from .waiting import Queue, Waiter
+
+if TYPE_CHECKING:
+    from .decorate import BoundLimiter
+
+MAX_COST: Final = 1_000_000_000
+MAX_SECONDS: Final = 10 * 366 * 86_400.0
+_LONGEST_PLAIN_KEY: Final = 64
+"""Characters; a longer key is kept by its hash, so that a key of a megabyte costs what others do."""
+_NEAR: Final = 5
+"""A limit is near when less than a fifth of it is left."""
+
+
+class RateLimiter:
+    """Admits so many calls in so much time, for each key; all quotas at once, or nothing is charged.
+
+    One object serves any number of tasks and threads, on asyncio, trio and without an event loop. It needs no
+    lifecycle; `aclose` ends what a `RedisStore` keeps open.
+
+        limiter = RateLimiter("10/second; 1000/hour", name="search", store=RedisStore("redis://localhost:6379/0"))
+
+        decision = await limiter.try_acquire(user_id)
+        if not decision:
+            return too_many_requests(decision.retry_after)
+
+    Args:
+        quotas: "10/min; 1000/hour", a `Quota`, or several of them.
+        name: in events, errors and logs, and in the keys of the store: limiters of one name on one store share limits.
+        store: a `MemoryStore` (default: one of its own) or a `RedisStore`.
+        fallback: who decides while Redis is out of reach. "share" (default): this instance, within its share of each
+            limit, 1 / N for N live instances; what it admits is charged to Redis when that is back. "open": everything
+            passes. "closed": nothing does.
+        shadow: let everything pass, and only tell what would have been refused, for trying a limit.
+        hash_keys: whether keys leave the process as keyed BLAKE2 hashes only: no address or name is in Redis then. True
+            hashes with the limiter's name as the key, which hides keys from a casual look; bytes (up to 64) are a
+            secret of yours, without which nobody can find a key by trying. False sends keys as they are, for
+            debugging.
+        max_waiting: callers that may wait for their turn at a time, 0 or more; None (default) sets no limit.
+        clock: monotonic seconds.
+        wall_clock: seconds since the epoch, for fixed windows.
+
+    Raises:
+        ConfigurationError: names the field, the value and the rule.
+    """
+
+    def __init__(
+        self,
+        quotas: str | Quota | Iterable[Quota],
+        *,
+        name: str,
+        store: MemoryStore | RedisStore | None = None,
+        fallback: FallbackPolicy = "share",
+        shadow: bool = False,
+        hash_keys: bool | bytes = True,
+        max_waiting: int | None = None,
+        clock: Clock = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        check_name(name)
+        self._quotas = checked_quotas(quotas)
+        if fallback not in get_args(FallbackPolicy):
+            raise ConfigurationError(
+                f"fallback must be one of {', '.join(get_args(FallbackPolicy))}, got {shown(fallback)}"
+            )
+        if not isinstance(shadow, bool):
+            raise ConfigurationError(f"shadow must be True or False, got {shown(shadow)}")
+        if max_waiting is not None:
+            check_int("max_waiting", max_waiting, least=0)
+        check_function("clock", clock)
+        check_function("wall_clock", wall_clock)
+        if store is not None and not isinstance(store, MemoryStore | RedisStore):
+            raise ConfigurationError(
+                f"store must be a MemoryStore or a RedisStore, got {shown(type(store).__name__)}: wrap a URL or a "
+                "client, RedisStore(...)"
+            )
+        self._name = name
+        self._clock = clock
+        self._shadow = shadow
+        self._hash_keys = hash_keys
+        self._hash = _keyed_hash(hash_keys, name)
+        self._teller = Teller(name, clock)
+        self._remote: Remote | None = None
+        self._store: RedisStore | None = None
+        if isinstance(store, RedisStore):
+            self._store = store
+            self._remote = Remote(store, name, self._quotas, fallback, clock, wall_clock, self._teller)
+            self._space: Space = self._remote.space
+        else:
+            self._space = (store or MemoryStore()).space(name, self._quotas, clock, wall_clock)
+        self._rules = self._space.rules
+        self._queue = Queue(clock, max_waiting, self._requeue)
+        self._wait_sync: Callable[[threading.Event, float], object] = threading.Event.wait
+
+    @property
+    def name(self) -> str:
+        """What it is called in events, errors and logs."""
+        return self._name
+
+    @property
+    def quotas(self) -> tuple[Quota, ...]:
+        """What it enforces, the shortest period first."""
+        return self._quotas
+
+    def __repr__(self) -> str:
+        quotas = "; ".join(map(str, self._quotas))
+        where = "in memory" if self._store is None else repr(self._store)
+        waiting = f", {len(self._queue)} waiting" if len(self._queue) else ""
+        return f"<RateLimiter {self._name!r} {quotas}, {where}{waiting}>"
+
+    # --- at once ---
+
+    async def try_acquire(self, key: str | bytes = "", cost: int = 1) -> Decision:
+        """Take `cost` units of `key`'s limit if they are there now; never waits for capacity.
+
+        With a `RedisStore` it waits for the store, at most the store's budget.
+
+        Args:
+            key: whose limit it is, a string or bytes of any length; "" is the limit of all together.
+            cost: units, 0 or more; 0 takes nothing.
+
+        Returns:
+            The decision, true if the call may pass.
+
+        Raises:
+            ConfigurationError: a key or cost that makes no sense.
+
+        Cancellation: nothing stays charged.
+        """
+        own = self._own_key(key, cost)
+        decision = self._at_once(own, cost)
+        if decision is None:
+            decision = self._remote_of().acquired(await self._ask("acquire", own, cost))
+        return self._told(decision, cost)
+
+    def try_acquire_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
+        """Do the same as `try_acquire` in sync code, from any thread."""
+        own = self._own_key(key, cost)
+        decision = self._at_once(own, cost)
+        if decision is None:
+            decision = self._remote_of().acquired(self._ask_sync("acquire", own, cost))
+        return self._told(decision, cost)
+
+    def _at_once(self, key: str, cost: int) -> Decision | None:
+        """Decide without a trip, where that is possible."""
+        remote = self._remote
+        if remote is None:
+            return self._space.acquire(key, cost)
+        if not remote.store.reachable:
+            self._look_after_store()
+            return remote.decide(key, cost)
+        return remote.locally(key, cost)
+
+    async def at_most(self, key: str | bytes = "", cost: int = 1) -> Decision:
+        """Take as many units as there are now, `cost` at the most; `granted` tells how many, and that is charged.
+
+        Refused only if there is not even one unit. Args, errors and cancellation as in `try_acquire`.
+        """
+        own = self._own_key(key, cost)
+        remote = self._remote
+        if remote is None:
+            decision = self._space.at_once(own, cost, self._rules, "memory", least=min(1, cost))
+        elif not remote.store.reachable:
+            self._look_after_store()
+            decision = remote.decide_most(own, cost)
+        else:
+            decision = remote.acquired_most(await self._ask("acquire", own, 1, str(cost)), cost)
+        return self._told(decision, cost)
+
+    def at_most_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
+        """Do the same as `at_most` in sync code, from any thread."""
+        own = self._own_key(key, cost)
+        remote = self._remote
+        if remote is None:
+            decision = self._space.at_once(own, cost, self._rules, "memory", least=min(1, cost))
+        elif not remote.store.reachable:
+            self._look_after_store()
+            decision = remote.decide_most(own, cost)
+        else:
+            decision = remote.acquired_most(self._ask_sync("acquire", own, 1, str(cost)), cost)
+        return self._told(decision, cost)
+
+    # --- looking and taking back ---
+
+    async def peek(self, key: str | bytes = "", cost: int = 1) -> Decision:
+        """Tell what `try_acquire(key, cost)` would get now, and take nothing. Args and errors as there."""
+        own = self._own_key(key, cost)
+        found = self._looked(own, cost)
+        return found or self._remote_of().peeked(await self._ask("peek", own, cost))
+
+    def peek_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
+        """Do the same as `peek` in sync code, from any thread."""
+        own = self._own_key(key, cost)
+        found = self._looked(own, cost)
+        return found or self._remote_of().peeked(self._ask_sync("peek", own, cost))
+
+    def _looked(self, key: str, cost: int) -> Decision | None:
+        if self._remote is None:
+            return self._space.peek(key, cost, self._rules, "memory")
+        if not self._remote.store.reachable:
+            self._look_after_store()
+            return self._remote.look(key, cost)
+        return None
+
+    async def refund(self, key: str | bytes = "", cost: int = 1) -> Decision:
+        """Give `cost` units back that were taken and not used; more than was taken leaves the key as new.
+
+        Returns:
+            What the limit is after it, as `try_acquire` with a cost of 0 tells it. Args and errors as there.
+        """
+        own = self._own_key(key, cost)
+        found = self._refunded(own, cost)
+        return found or self._remote_of().refunded(await self._ask("refund", own, cost))
+
+    def refund_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
+        """Do the same as `refund` in sync code, from any thread."""
+        own = self._own_key(key, cost)
+        found = self._refunded(own, cost)
+        return found or self._remote_of().refunded(self._ask_sync("refund", own, cost))
+
+    def _refunded(self, key: str, cost: int) -> Decision | None:
+        if self._remote is None:
+            return self._space.refund(key, cost, self._rules, "memory")
+        if not self._remote.store.reachable:
+            self._look_after_store()
+            return self._remote.give_back(key, cost)
+        return None
+
+    async def reset(self, key: str | bytes = "") -> None:
+        """Make `key` as new, its block included. While the store is out of reach, in this instance only."""
+        own = self._own_key(key, 1)
+        if self._change_here(own, None):
+            await self._ask("reset", own, 0)
+
+    def reset_sync(self, key: str | bytes = "") -> None:
+        """Do the same as `reset` in sync code, from any thread."""
+        own = self._own_key(key, 1)
+        if self._change_here(own, None):
+            self._ask_sync("reset", own, 0)
+
+    async def block(self, key: str | bytes, seconds: float) -> None:
+        """Refuse `key` for so many seconds, whatever its limit has left; 0 ends a block.
+
+        Shared through Redis, where there is one; while that is out of reach, in this instance only.
+
+        Args:
+            key: as in `try_acquire`.
+            seconds: 0 to ten years.
+
+        Raises:
+            ConfigurationError: a key or duration that makes no sense.
+        """
+        own, duration = self._own_key(key, 1), _microseconds(seconds)
+        if self._change_here(own, duration):
+            await self._ask("block", own, 0, str(duration))
+
+    def block_sync(self, key: str | bytes, seconds: float) -> None:
+        """Do the same as `block` in sync code, from any thread."""
+        own, duration = self._own_key(key, 1), _microseconds(seconds)
+        if self._change_here(own, duration):
+            self._ask_sync("block", own, 0, str(duration))
+
+    def _change_here(self, key: str, blocked: int | None) -> bool:
+        """Reset or block `key` in this process; tell whether the store must be told."""
+        if blocked is None:
+            self._space.reset(key)
+        else:
+            self._space.block(key, blocked)
+        if self._remote is None:
+            return False
+        if not self._remote.store.reachable:
+            self._look_after_store()
+            return False
+        return True
+
+    # --- waiting ---
+
+    async def acquire(self, key: str | bytes = "", cost: int = 1, *, timeout: float | None = None) -> Decision:  # noqa: ASYNC109 - it decides whether to wait at all; a cancel scope could only end the wait
+        """Take `cost` units of `key`'s limit, waiting for them in the order of arrival.
+
+        The units are taken at once, and with them a slot ahead: one trip, no polling, and no newcomer can pass. A wait
+        that `timeout` or the deadline of an enclosing cancel scope cannot hold fails at once and takes nothing.
+        Waiters of other keys are not held up.
+
+        Args:
+            key: as in `try_acquire`.
+            cost: units, as in `try_acquire`.
+            timeout: seconds to wait for the turn at most, 0 or more; None waits as long as it takes, up to an hour or
+                one period, if that is longer.
+
+        Returns:
+            A decision that is true.
+
+        Raises:
+            RateLimitedError: the call may not pass. `reason` is "deadline" (the wait would be longer than allowed),
+                "never" (the cost is larger than the burst), "blocked", "max_waiting" (too many wait already) or "closed"
+                (the store is out of reach, and `fallback` says so); `decision` has the rest.
+            ConfigurationError: an argument that makes no sense.
+
+        Cancellation: the units are given back, and those behind move up.
+        """
+        own, longest = self._own_key(key, cost), _longest(timeout)
+        if self._shadow:
+            return await self.try_acquire(key, cost)
+        deadline = anyio.current_effective_deadline()
+        if deadline != inf:
+            longest = min(longest, max(0, int((deadline - anyio.current_time()) * MICROSECONDS)))
+        place = self._queue.claim()
+        try:
+            reserved = self._reserved(own, cost, longest if place else 0)
+            if reserved is None:
+                caller = await self._ask("reserve", own, cost, str(longest if place else 0))
+                reserved = self._remote_of().reserved(caller, longest if place else 0)
+            wait, decision = reserved
+            if wait is None:
+                raise self._rejection(own, decision, place=place)
+            if wait:
+                await self._wait(own, cost, wait)
+        finally:
+            if place:
+                self._queue.release()
+        return self._told(decision, cost)
+
+    def acquire_sync(self, key: str | bytes = "", cost: int = 1, *, timeout: float | None = None) -> Decision:
+        """Do the same as `acquire` in sync code, from any thread, which sleeps until its turn."""
+        own, longest = self._own_key(key, cost), _longest(timeout)
+        if self._shadow:
+            return self.try_acquire_sync(key, cost)
+        place = self._queue.claim()
+        try:
+            reserved = self._reserved(own, cost, longest if place else 0)
+            if reserved is None:
+                caller = self._ask_sync("reserve", own, cost, str(longest if place else 0))
+                reserved = self._remote_of().reserved(caller, longest if place else 0)
+            wait, decision = reserved
+            if wait is None:
+                raise self._rejection(own, decision, place=place)
+            if wait:
+                self._sleep(own, cost, wait)
+        finally:
+            if place:
+                self._queue.release()
+        return self._told(decision, cost)
+
+    def _reserved(self, key: str, cost: int, longest: int) -> tuple[int | None, Decision] | None:
+        """Reserve without a trip, where that is possible."""
+        remote = self._remote
+        if remote is None:
+            return self._space.reserve(key, cost, longest, self._rules, "memory")
+        if not remote.store.reachable:
+            self._look_after_store()
+            return remote.reserve(key, cost, longest)
+        return None
+
+    async def _wait(self, key: str, cost: int, wait: int) -> None:
+        moved = anyio.Event()
+        waiter = Waiter(cost, self._clock() + wait * SECONDS, _waker(moved))
+        self._queue.enter(key, waiter)
+        try:
+            while (left := waiter.slot - self._clock()) > 0:
+                with anyio.move_on_after(left):
+                    await moved.wait()
+                    moved = anyio.Event()
+                    waiter.wake = _waker(moved)
+        except BaseException:
+            self._queue.leave(key, waiter, passed=False)
+            raise
+        self._queue.leave(key, waiter, passed=True)
+
+    def _sleep(self, key: str, cost: int, wait: int) -> None:
+        moved = threading.Event()
+        waiter = Waiter(cost, self._clock() + wait * SECONDS, moved.set)
+        self._queue.enter(key, waiter)
+        try:
+            while (left := waiter.slot - self._clock()) > 0:
+                moved.clear()
+                self._wait_sync(moved, min(left, threading.TIMEOUT_MAX))
+        except BaseException:
+            self._queue.leave(key, waiter, passed=False)
+            raise
+        self._queue.leave(key, waiter, passed=True)
+
+    def _requeue(
+        self, key: str, back: int, costs: Sequence[int], moved: Callable[[Sequence[int]], None]
+    ) -> None:
+        remote = self._remote
+        if remote is None:
+            moved(self._space.requeue(key, back, costs, self._rules))
+        elif not remote.store.reachable:
+            moved(remote.requeue(key, back, costs))
+        else:
+            then = partial(_report, moved)
+            remote.store.trips().tell(remote, "requeue", key, back, " ".join(map(str, costs)), then)
+
+    def _rejection(self, key: str, decision: Decision, *, place: bool) -> RateLimitedError:
+        if decision.never:
+            reason = "never"
+        elif decision.source == "fallback" and self._remote_of().policy == "closed":
+            reason = "closed"
+        elif self._space.is_blocked(key):
+            reason = "blocked"
+        else:
+            reason = "deadline" if place else "max_waiting"
+        self._tell_refusal(decision, reason)
+        return RateLimitedError(self._name, reason, decision.retry_after, decision)
+
+    # --- around functions ---
+
+    def bound(
+        self,
+        *,
+        key: str | bytes | Callable[..., str | bytes] = "",
+        cost: int | Callable[..., int] = 1,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> BoundLimiter:
+        """Give this limiter with a key and a cost of its own: a decorator, and a policy for pipelines.
+
+        Args:
+            key: whose limit a call is: a string, or a plain function of the call's arguments.
+            cost: units of a call: a number, or a plain function of the call's arguments.
+            wait: wait for the turn instead of refusing.
+            timeout: seconds to wait at most, only with `wait`; None: see `acquire`.
+
+        Raises:
+            ConfigurationError: an option that makes no sense.
+        """
+        from .decorate import BoundLimiter  # noqa: PLC0415 - which stands on this module
+
+        return BoundLimiter(self, key=key, cost=cost, wait=wait, timeout=timeout)
+
+    # --- what all share ---
+
+    def _own_key(self, key: str | bytes, cost: int) -> str:
+        """Check what the caller gave, and give the key as it is kept and sent."""
+        if type(cost) is not int or not 0 <= cost <= MAX_COST:
+            check_int("cost", cost, least=0, most=MAX_COST)
+        if type(key) is not str:
+            if isinstance(key, bytes):
+                key = key.decode("utf-8", "surrogateescape")
+            elif not isinstance(key, str):
+                raise ConfigurationError(f"key must be a string or bytes, got {shown(type(key).__name__)}")
+        if self._remote is None:
+            return key if len(key) <= _LONGEST_PLAIN_KEY else self._digest(key)
+        if self._hash_keys is False and len(key) <= _LONGEST_PLAIN_KEY:
+            return key
+        return self._digest(key)
+
+    def _digest(self, key: str) -> str:
+        digest = self._hash.copy()
+        digest.update(key.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def _remote_of(self) -> Remote:
+        if self._remote is None:
+            raise RuntimeError("a bug: a limiter in memory has no remote part")
+        return self._remote
+
+    async def _ask(self, operation: Operation, key: str, cost: int, extra: str = "") -> Caller:
+        remote = self._remote_of()
+        return await remote.store.trips().ask(remote, operation, key, cost, extra)
+
+    def _ask_sync(self, operation: Operation, key: str, cost: int, extra: str = "") -> Caller:
+        remote = self._remote_of()
+        return remote.store.threads.ask_sync(remote, operation, key, cost, extra)
+
+    def _look_after_store(self) -> None:
+        store = self._store
+        if store is not None and store.needs_recovery():
+            store.trips().recover()
+
+    def _told(self, decision: Decision, cost: int) -> Decision:
+        """Tell what has to be told of a decision, and give what the caller gets."""
+        if decision.allowed:
+            if LimitNear.sinks and decision.granted and decision.remaining * _NEAR < decision.quota.capacity:
+                self._teller.tell(LimitNear, remaining=decision.remaining, limit=decision.limit)
+            return decision
+        self._tell_refusal(decision, "never" if decision.never else "shadow" if self._shadow else "limit")
+        if self._shadow:
+            return decision._replace(allowed=True, source="shadow", granted=cost)
+        return decision
+
+    def _tell_refusal(self, decision: Decision, reason: str) -> None:
+        if LimitRejected.sinks:
+            self._teller.tell(
+                LimitRejected,
+                limit=decision.limit,
+                per=decision.quota.per,
+                retry_after=decision.retry_after,
+                source=decision.source,
+                reason=reason,
+            )
+
+    # --- lifecycle ---
+
+    async def aclose(self) -> None:
+        """End what the store keeps open for this event loop and for threads. The limiter may be used again."""
+        if self._store is not None:
+            await self._store.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):  # bounded by the store's budget
+            await self.aclose()
+
+
+def _waker(event: anyio.Event) -> Callable[[], object]:
+    """Give a function that sets `event` from any thread."""
+    try:
+        call = asyncio.get_running_loop().call_soon_threadsafe
+    except RuntimeError:
+        call = current_run_sync_soon()
+    return partial(_call_in_run, call, event.set)
+
+
+def _call_in_run(call: Callable[..., object], function: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # the run is over
+        call(function)
+
+
+def _report(moved: Callable[[Sequence[int]], None], item: Item) -> None:
+    """Report the waits of those who move up; without an answer they keep their slots."""
+    if isinstance(item.outcome, Told) and item.outcome.gave:
+        moved([int(wait) for wait in item.outcome.gave.split(",")])
+
+
+def _keyed_hash(hash_keys: object, name: str) -> Any:
+    if isinstance(hash_keys, bytes):
+        if not 1 <= len(hash_keys) <= blake2b.MAX_KEY_SIZE:
+            raise ConfigurationError(f"hash_keys must be 1 to 64 bytes, or True or False, got {len(hash_keys)} bytes")
+        return blake2b(digest_size=16, key=hash_keys)
+    if not isinstance(hash_keys, bool):
+        raise ConfigurationError(f"hash_keys must be True, False or a secret of bytes, got {type(hash_keys).__name__}")
+    return blake2b(digest_size=16, key=blake2b(name.encode("utf-8", "surrogatepass"), digest_size=32).digest())
+
+
+def _microseconds(seconds: float) -> int:
+    check_number("seconds", seconds, least=0, most=MAX_SECONDS)
+    return round(seconds * MICROSECONDS)
+
+
+def _longest(timeout: float | None) -> int:
+    if timeout is None:
+        return round(MAX_SECONDS * MICROSECONDS)
+    check_number("timeout", timeout, least=0)
+    return round(min(timeout, MAX_SECONDS) * MICROSECONDS)

@@ -1,0 +1,263 @@
+"""Which Redis is meant, and how to connect to it: from a URL, or from a client that somebody configured already.
+
+Every option of redis-py that matters is set here: their defaults moved from release to release (no timeout, then five
+seconds; no retries, then three, then ten with pauses), and a limiter that retries by itself charges twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import redis
+import redis.asyncio
+import redis.asyncio.connection as async_connections
+import redis.asyncio.sentinel as async_sentinel
+import redis.connection as connections
+import redis.sentinel as sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from resilience.checks import shown
+from resilience.errors import ConfigurationError
+
+SCHEMES: Final = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "unix": "unix",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "redis+sentinel": "redis",
+    "rediss+sentinel": "rediss",
+    "redis+cluster": "redis",
+    "rediss+cluster": "rediss",
+}
+_KEPT: Final = (
+    *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "encoding"),
+    *("socket_keepalive", "socket_keepalive_options"),
+)
+"""What is taken over from a client besides its `ssl_` options: where it connects to and as whom, and not how patient it
+is."""
+
+CONNECT_TIMEOUT: Final = 2.0
+"""Seconds for a connection in the background. A caller never waits so long: its own budget ends its wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where the store is.
+
+    Attributes:
+        kind: one server, the primary that sentinels name, or a cluster.
+        addresses: host and port of the server, the sentinels or the first nodes; empty for a Unix socket.
+        options: how to connect, as keyword arguments of redis-py's connections.
+        service: what sentinels call the primary.
+        sentinel_options: how to connect to the sentinels.
+        tls: whether connections are encrypted.
+    """
+
+    kind: Literal["single", "sentinel", "cluster"]
+    addresses: tuple[tuple[str, int], ...]
+    options: dict[str, Any] = field(repr=False)
+    service: str = ""
+    sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    tls: bool = False
+
+    def __str__(self) -> str:
+        """Tell the place, without user, password or anything else that is nobody's business."""
+        places = ",".join(f"{host}:{port}" for host, port in self.addresses) or str(self.options.get("path"))
+        kind = "" if self.kind == "single" else f" ({self.kind}{f' {self.service!r}' if self.service else ''})"
+        return f"{places}/{self.options.get('db') or 0}{kind}"
+
+
+def target_of(url_or_client: object) -> Target:
+    """Find out which Redis is meant.
+
+    Raises:
+        ConfigurationError: neither a URL that we know nor a client of redis-py. No part of the URL but its scheme is
+            shown: it may hold a password.
+    """
+    if isinstance(url_or_client, str):
+        return _target_of_url(url_or_client)
+    if isinstance(url_or_client, redis.RedisCluster | redis.asyncio.RedisCluster):
+        return _target_of_cluster(url_or_client)
+    pool = getattr(url_or_client, "connection_pool", None)
+    if pool is None or not isinstance(url_or_client, redis.Redis | redis.asyncio.Redis):
+        raise ConfigurationError(
+            f"url_or_client must be a URL such as 'redis://localhost:6379/0' or a client of redis-py, "
+            f"got {shown(type(url_or_client).__name__)}"
+        )
+    options = _kept(pool.connection_kwargs)
+    manager = getattr(pool, "sentinel_manager", None)
+    if manager is not None:
+        first = [client.connection_pool.connection_kwargs for client in manager.sentinels]
+        return Target(
+            kind="sentinel",
+            addresses=tuple((one["host"], int(one["port"])) for one in first),
+            options=options,
+            service=pool.service_name,
+            sentinel_options={name: value for name, value in _kept(first[0]).items() if name not in ("host", "port")},
+            tls=_is_tls(pool.connection_class),
+        )
+    return _single(options, tls=_is_tls(pool.connection_class))
+
+
+def _single(options: dict[str, Any], *, tls: bool) -> Target:
+    if options.get("path"):
+        return Target(kind="single", addresses=(), options=options)
+    address = options.pop("host", None) or "localhost", int(options.pop("port", None) or 6379)
+    return Target(kind="single", addresses=(address,), options=options, tls=tls)
+
+
+def _target_of_cluster(client: Any) -> Target:
+    manager = client.nodes_manager
+    nodes = manager.startup_nodes.values()
+    options = _kept(getattr(client, "connection_kwargs", None) or manager.connection_kwargs)
+    options.pop("host", None)
+    options.pop("port", None)
+    options.pop("db", None)
+    tls = "ssl" in options or _is_tls(manager.connection_kwargs.get("connection_class"))
+    return Target(kind="cluster", addresses=tuple((n.host, int(n.port)) for n in nodes), options=options, tls=tls)
+
+
+def _kept(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not None and (name in _KEPT or (name.startswith("ssl_") and name != "ssl_context"))
+    }
+
+
+def _is_tls(kind: object) -> bool:
+    known = (connections.SSLConnection, async_connections.SSLConnection)
+    return isinstance(kind, type) and issubclass(kind, known)
+
+
+def _target_of_url(url: str) -> Target:
+    scheme, separator, _ = url.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in SCHEMES:
+        said = shown(scheme[:20]) if separator else "one without '://'"
+        raise ConfigurationError(f"url must begin with {', '.join(f'{one}://' for one in SCHEMES)}; got {said}")
+    try:
+        parts = urlsplit(url)
+        return _target_of_parts(scheme, parts, url)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # noqa: BLE001 - urllib and redis-py raise many kinds, whose text may show the password
+        raise ConfigurationError(f"url must be a {scheme}:// URL that can be read, got {type(error).__name__}") from None
+
+
+def _target_of_parts(scheme: str, parts: SplitResult, url: str) -> Target:
+    plain = f"{SCHEMES[scheme]}://{url.partition('://')[2]}"
+    tls = SCHEMES[scheme] == "rediss"
+    if "+" not in scheme:
+        pool = connections.ConnectionPool.from_url(plain)
+        return _single(_kept(pool.connection_kwargs), tls=tls)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    addresses = tuple(_address(host, 26379 if "sentinel" in scheme else 6379) for host in hosts.split(","))
+    query = f"?{parts.query}" if parts.query else ""
+    pool = connections.ConnectionPool.from_url(f"{SCHEMES[scheme]}://{credentials}@host{query}")
+    options = {name: value for name, value in _kept(pool.connection_kwargs).items() if name not in ("host", "port")}
+    path = [unquote(part) for part in parts.path.split("/") if part]
+    if "cluster" in scheme:
+        if path and path != ["0"]:
+            raise ConfigurationError("url must name no database: a cluster has only number 0")
+        return Target(kind="cluster", addresses=addresses, options=options, tls=tls)
+    if not 1 <= len(path) <= 2 or (len(path) == 2 and not path[1].isdecimal()):
+        raise ConfigurationError(f"url must end in the service's name, as in {scheme}://host:26379/mymaster/0")
+    if len(path) == 2:
+        options["db"] = int(path[1])
+    return Target(kind="sentinel", addresses=addresses, options=options, service=path[0], tls=tls)
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
+    one = urlsplit(f"//{text}")
+    if not one.hostname:
+        raise ConfigurationError("url must name a host before each comma")
+    return one.hostname, one.port or default_port
+
+
+def _patience(retry: object) -> dict[str, Any]:
+    """Give what we decide about every connection: one try, no pause, no checks of its own, answers as bytes."""
+    return {
+        "retry": retry,
+        "retry_on_error": [],
+        "retry_on_timeout": False,
+        "health_check_interval": 0,
+        "decode_responses": False,
+        "protocol": 2,
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+    }
+
+
+def async_connection_maker(target: Target) -> Any:
+    """Give a function that makes an unconnected asyncio connection. Timeouts of reading are the caller's."""
+    options = target.options | _patience(AsyncRetry(NoBackoff(), 0)) | {"socket_timeout": None}
+    if target.kind == "sentinel":
+        manager = async_sentinel.Sentinel(
+            target.addresses,
+            sentinel_kwargs=target.sentinel_options | _sentinel_patience(AsyncRetry(NoBackoff(), 0)),
+            **options,
+        )
+        pool = async_sentinel.SentinelConnectionPool(target.service, manager, ssl=target.tls, **options)
+        return lambda: pool.connection_class(**pool.connection_kwargs)
+    if not target.addresses:
+        return lambda: async_connections.UnixDomainSocketConnection(**options)
+    kind = async_connections.SSLConnection if target.tls else async_connections.Connection
+    host, port = target.addresses[0]
+    return lambda: kind(host=host, port=port, **options)
+
+
+def sync_connection_maker(target: Target) -> Any:
+    """Give a function that makes an unconnected blocking connection."""
+    options = target.options | _patience(Retry(NoBackoff(), 0)) | {"socket_timeout": CONNECT_TIMEOUT}
+    if target.kind == "sentinel":
+        manager = sentinel.Sentinel(
+            list(target.addresses),
+            sentinel_kwargs=target.sentinel_options | _sentinel_patience(Retry(NoBackoff(), 0)),
+            **options,
+        )
+        pool = sentinel.SentinelConnectionPool(target.service, manager, ssl=target.tls, **options)
+        return lambda: pool.connection_class(**pool.connection_kwargs)
+    if not target.addresses:
+        return lambda: connections.UnixDomainSocketConnection(**options)
+    kind = connections.SSLConnection if target.tls else connections.Connection
+    host, port = target.addresses[0]
+    return lambda: kind(host=host, port=port, **options)
+
+
+def _sentinel_patience(retry: object) -> dict[str, Any]:
+    return {name: value for name, value in _patience(retry).items() if name not in ("decode_responses", "protocol")} | {
+        "socket_timeout": CONNECT_TIMEOUT / 4  # several are asked, one after the other
+    }
+
+
+def make_async_cluster(target: Target) -> Any:
+    """Make an asyncio client of the cluster that resends only what a node refused to run."""
+    options = target.options | _patience(None) | _cluster_retry(AsyncRetry(NoBackoff(), 0))
+    nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.addresses]
+    return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=target.tls, **_without_retries_of_nodes(options))
+
+
+def make_sync_cluster(target: Target) -> Any:
+    """Make a blocking client of the cluster that resends only what a node refused to run."""
+    options = target.options | _patience(None) | _cluster_retry(Retry(NoBackoff(), 0))
+    nodes = [redis.cluster.ClusterNode(host, port) for host, port in target.addresses]
+    return redis.RedisCluster(startup_nodes=nodes, ssl=target.tls, **_without_retries_of_nodes(options))
+
+
+def _cluster_retry(retry: object) -> dict[str, Any]:
+    if int(redis.__version__.partition(".")[0]) < 6:
+        return {"retry": retry, "cluster_error_retry_attempts": 0}
+    return {"retry": retry}
+
+
+def _without_retries_of_nodes(options: dict[str, Any]) -> dict[str, Any]:
+    dropped = ("retry_on_error", "retry_on_timeout", "client_name") if options.get("client_name") is None else (
+        "retry_on_error",
+        "retry_on_timeout",
+    )
+    return {name: value for name, value in options.items() if name not in dropped} | {"socket_timeout": CONNECT_TIMEOUT}

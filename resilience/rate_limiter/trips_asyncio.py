@@ -1,0 +1,249 @@
+"""Trips to Redis on an asyncio loop: whoever asks while a trip is under way goes with the next one, all in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from .batch import Batch, Caller, Item, Limiter, Operation, Pending, Wake
+from .lines import AsyncClusterLine, AsyncLine, make_async_line
+
+if TYPE_CHECKING:
+    from .redis import Call, RedisStore
+
+MAX_FLYING: Final = 4
+"""Trips under way at once. The second and further ones start only when the next batch is full, or has waited a quarter
+of the budget: else every caller would start one of its own, and nothing would be asked together."""
+
+
+class _Shard:
+    """The keys that one script call may touch: all of a server, or those of one hash tag of a cluster."""
+
+    __slots__ = ("flying", "idle", "late", "pending")
+
+    def __init__(self, max_batch: int) -> None:
+        self.pending = Pending(max_batch)
+        self.flying = 0
+        self.idle: list[AsyncLine | AsyncClusterLine] = []
+        self.late: asyncio.TimerHandle | None = None
+
+
+class AsyncioTrips:
+    """Everything that one store does on one loop. Ends with the loop, or with `close`."""
+
+    def __init__(self, store: RedisStore, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._loop = loop
+        self._shards: dict[int, _Shard] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cluster_line: AsyncClusterLine | None = None
+        self._end: AsyncGenerator[None, None] | None = None
+
+    async def ask(self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str) -> Caller:
+        """Ask with the next trip; the answer is the outcome of the caller's item.
+
+        Cancellation: what was granted meanwhile is given back.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        caller = self._join(limiter, operation, key, cost, extra, partial(_resolve, future))
+        try:
+            await future
+        except BaseException:
+            caller.gone = True
+            self._refund(caller.item, caller.item.taken_by(caller))
+            raise
+        return caller
+
+    def tell(
+        self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str, then: Wake | None = None
+    ) -> None:
+        """Ask, and do not wait."""
+        self._join(limiter, operation, key, cost, extra, then)
+
+    def _join(
+        self,
+        limiter: Limiter,
+        operation: Operation,
+        key: str,
+        cost: int,
+        extra: str,
+        wake: Wake | None,
+    ) -> Caller:
+        number = self._store.shard_of(key)
+        shard = self._shard(number)
+        deadline = self._loop.time() + self._store.budget
+        caller, _ = shard.pending.join(limiter, operation, key, cost, extra, wake, deadline)
+        self._start(number, shard)
+        return caller
+
+    def _shard(self, number: int) -> _Shard:
+        shard = self._shards.get(number)
+        if shard is None:
+            shard = self._shards[number] = _Shard(self._store.max_batch)
+        return shard
+
+    def _refund(self, item: Item, units: int) -> None:
+        if units:
+            self.tell(item.limiter, "refund", item.key, units, "")
+
+    # --- trips ---
+
+    def _start(self, number: int, shard: _Shard, *, late: bool = False) -> None:
+        waiting = len(shard.pending.batches)
+        if not waiting or shard.flying >= MAX_FLYING:
+            return
+        if shard.flying and not late and waiting == 1:  # it may still grow
+            if shard.late is None:
+                shard.late = self._loop.call_later(self._store.budget / 4, self._start_late, number, shard)
+            return
+        shard.flying += 1
+        self._spawn(self._fly(number, shard))
+
+    def _start_late(self, number: int, shard: _Shard) -> None:
+        shard.late = None
+        self._start(number, shard, late=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        # In an empty context: nothing of whoever happened to ask first lives on in it.
+        task = self._loop.create_task(work, context=contextvars.Context())
+        self._tasks.add(task)  # the loop itself would not keep it alive
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self, number: int, shard: _Shard) -> None:
+        """Make one trip after the other while somebody waits."""
+        if self._end is None:
+            await self._watch_for_the_end()
+        line = shard.idle.pop() if shard.idle else self._new_line()
+        try:
+            while shard.pending.batches:
+                if shard.late is not None:
+                    shard.late.cancel()
+                    shard.late = None
+                await self._trip(number, line, shard.pending.batches.popleft())
+        finally:
+            shard.flying -= 1
+            shard.idle.append(line)
+            if not shard.flying:  # there are none, or this task was cancelled because the loop is at its end
+                shard.pending.fail("closed")
+
+    async def _trip(self, number: int, line: AsyncLine | AsyncClusterLine, batch: Batch) -> None:
+        store = self._store
+        permit = store.permit()
+        if permit is None:
+            batch.fail(store.cause, certain=True)
+            self._recover()
+            return
+        try:
+            keys, arguments, refreshing = store.encode(number, batch)
+            began = time.monotonic()
+            async with asyncio.timeout_at(batch.deadline):
+                reply = await line.call(keys, arguments)
+            store.settle(permit, reply, batch, began, refreshing=refreshing)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
+            store.fail(permit, error, batch, sent=line.sent)
+            self._fail_pending()
+            self._recover()
+        except BaseException:
+            permit.drop()
+            batch.fail("cancelled", certain=not line.sent)
+            raise
+        else:
+            for item in batch.items:
+                self._refund(item, item.excess())
+
+    def _fail_pending(self) -> None:
+        """Let nobody wait for a store that is out of reach."""
+        for shard in self._shards.values():
+            shard.pending.fail(self._store.cause)
+
+    def _new_line(self) -> AsyncLine | AsyncClusterLine:
+        if self._cluster_line is not None:
+            return self._cluster_line
+        line = make_async_line(self._store.target)
+        if isinstance(line, AsyncClusterLine):
+            self._cluster_line = line
+        return line
+
+    # --- recovery ---
+
+    def recover(self) -> None:
+        """Look after the store, if it is out of reach and nobody does."""
+        self._recover()
+
+    def _recover(self) -> None:
+        steps = self._store.claim_recovery()
+        if steps is not None:
+            self._spawn(self._drive(steps))
+
+    async def _drive(self, steps: Any) -> None:
+        """Do what the steps say: sleep, or make a call and report what came of it."""
+        line = self._new_line()
+        answer: Any = None
+        try:
+            while True:
+                step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
+                answer = await (asyncio.sleep(step) if isinstance(step, float) else self._try(line, step))
+        except StopIteration:
+            pass
+        finally:
+            steps.close()
+            self._shard(0).idle.append(line)
+
+    @staticmethod
+    async def _try(line: AsyncLine | AsyncClusterLine, call: Call) -> bytes | Exception:
+        try:
+            async with asyncio.timeout(call.seconds):
+                return await line.call(call.keys, call.arguments)
+        except Exception as error:  # noqa: BLE001 - it is what the steps want to know
+            return error
+
+    # --- the end ---
+
+    async def _watch_for_the_end(self) -> None:
+        """Be told when the loop ends: it closes async generators that have begun, and this one closes the lines."""
+        self._end = self._until_the_end()
+        await anext(self._end)
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self._close_lines()
+
+    async def close(self) -> None:
+        """Wait for the trips under way, which end within the budget, and close all lines."""
+        self._store.stop_recovery()
+        current = asyncio.current_task()
+        flying = [task for task in self._tasks if task is not current]
+        if flying:
+            await asyncio.wait(flying, timeout=self._store.budget)
+        for task in flying:
+            task.cancel()
+        for shard in self._shards.values():
+            if shard.late is not None:
+                shard.late.cancel()
+                shard.late = None
+        end, self._end = self._end, None
+        if end is not None:
+            await end.aclose()
+        await self._close_lines()
+
+    async def _close_lines(self) -> None:
+        for shard in self._shards.values():
+            while shard.idle:
+                line = shard.idle.pop()
+                if line is not self._cluster_line:
+                    await line.close()
+        line, self._cluster_line = self._cluster_line, None
+        if line is not None:
+            await line.close()
+
+
+def _resolve(future: asyncio.Future[None], _: Item) -> None:
+    with suppress(asyncio.InvalidStateError):  # cancelled meanwhile
+        future.set_result(None)

@@ -1,0 +1,278 @@
+"""Trips to Redis for trio and for sync code: one worker thread, one hop for each batch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from .batch import Batch, Caller, Item, Limiter, Operation, Pending, Unreachable, Wake
+from .lines import SyncClusterLine, SyncLine, make_sync_line
+
+if TYPE_CHECKING:
+    from .redis import Call, RedisStore
+
+IDLE: Final = 10.0
+"""Seconds without work after which the thread ends, and closes its line."""
+
+PATIENCE: Final = 0.02
+"""Seconds that a caller waits beyond its budget for the thread to say that the time is over."""
+
+
+class _Bell:
+    """Wakes the callers of one trio run, all that a batch answered with one hop."""
+
+    __slots__ = ("event", "token")
+
+    def __init__(self, token: Any) -> None:
+        self.event = anyio.Event()
+        self.token = token
+
+    def ring(self) -> None:
+        with suppress(Exception):  # the run is over, and with it those who waited
+            self.token.run_sync_soon(self.event.set)
+
+
+class ThreadTrips:
+    """Everything that one store does without asyncio. The thread starts when it is needed, and ends when it is not."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        # Guards everything below; notified when there is something to do. Nothing of the user's runs under it.
+        self._work = threading.Condition()
+        self._pending: dict[int, Pending] = {}
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._steps: Any = None
+        self._next_step_at = 0.0
+        self._answer: Any = None
+
+    # --- asking ---
+
+    async def ask(self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str) -> Caller:
+        """Ask with the next trip, from a task; the answer is the outcome of the caller's item.
+
+        Cancellation: what was granted meanwhile is given back.
+        """
+        token = _trio_token()
+        with self._work:
+            caller, batch = self._join(limiter, operation, key, cost, extra, None)
+            if caller.item.outcome is not None:
+                return caller
+            bell = batch.bells.get(token)
+            if bell is None:
+                bell = batch.bells[token] = _Bell(token)
+        try:
+            with anyio.move_on_after(self._store.budget + PATIENCE):
+                await bell.event.wait()
+        except BaseException:
+            self._leave(caller)
+            raise
+        return self._answered(caller)
+
+    def ask_sync(self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str) -> Caller:
+        """Ask with the next trip, from a thread; the answer is the outcome of the caller's item."""
+        done = threading.Event()
+        with self._work:
+            caller, _ = self._join(limiter, operation, key, cost, extra, lambda _: done.set())
+        try:
+            done.wait(self._store.budget + PATIENCE)
+        except BaseException:
+            self._leave(caller)
+            raise
+        return self._answered(caller)
+
+    def tell(
+        self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str, then: Wake | None = None
+    ) -> None:
+        """Ask, and do not wait."""
+        with self._work:
+            self._join(limiter, operation, key, cost, extra, then)
+
+    def _join(
+        self,
+        limiter: Limiter,
+        operation: Operation,
+        key: str,
+        cost: int,
+        extra: str,
+        wake: Wake | None,
+    ) -> tuple[Caller, Batch]:
+        number = self._store.shard_of(key)
+        pending = self._pending.get(number)
+        if pending is None:
+            pending = self._pending[number] = Pending(self._store.max_batch)
+        deadline = time.monotonic() + self._store.budget
+        joined = pending.join(limiter, operation, key, cost, extra, wake, deadline)
+        self._wake_thread()
+        return joined
+
+    def _refund(self, item: Item, units: int) -> None:
+        if units:
+            self.tell(item.limiter, "refund", item.key, units, "")
+
+    def _wake_thread(self) -> None:
+        if self._thread is None:
+            self._closing = False
+            self._thread = threading.Thread(target=self._run, name="resilience rate limiter", daemon=True)
+            self._thread.start()
+        else:
+            self._work.notify()
+
+    def _answered(self, caller: Caller) -> Caller:
+        if caller.item.outcome is None:  # the thread is stuck, in a name server say: it will not be waited for
+            caller.gone = True
+            self._store.lose("TimeoutError")
+            stand_in = Item(caller.item.limiter, caller.item.operation, caller.item.key, caller.item.cost, "")
+            stand_in.outcome = Unreachable(self._store.cause, certain=False)
+            return Caller(stand_in, None)
+        return caller
+
+    def _leave(self, caller: Caller) -> None:
+        caller.gone = True
+        self._refund(caller.item, caller.item.taken_by(caller))
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        lines = _Lines(self._store)
+        try:
+            while (work := self._next_work()) is not None:
+                work(lines)
+        finally:
+            lines.close()
+
+    def _next_work(self) -> Callable[[_Lines], None] | None:
+        """Wait for something to do; None when the thread is to end, which it then has, for all others."""
+        with self._work:
+            idle_since = time.monotonic()
+            while True:
+                now = time.monotonic()
+                for number, pending in self._pending.items():
+                    if pending.batches:
+                        batch = pending.batches.popleft()
+                        self._pending[number] = self._pending.pop(number)  # the next shard comes next
+                        return partial(self._trip, number, batch)
+                if self._steps is not None and now >= self._next_step_at:
+                    return self._step
+                if self._closing or (self._steps is None and now - idle_since >= IDLE):
+                    self._thread = None
+                    return None
+                left = IDLE - (now - idle_since) if self._steps is None else self._next_step_at - now
+                self._work.wait(max(0.0, left))
+
+    def _trip(self, number: int, batch: Batch, lines: _Lines) -> None:
+        store = self._store
+        permit = store.permit()
+        if permit is None:
+            batch.fail(store.cause, certain=True)
+        else:
+            line = lines.of(number)
+            try:
+                keys, arguments, refreshing = store.encode(number, batch)
+                began = time.monotonic()
+                reply = line.call(keys, arguments, batch.deadline - began)
+                store.settle(permit, reply, batch, began, refreshing=refreshing)
+            except BaseException as error:  # noqa: BLE001 - the thread outlives everything, and the callers get an answer
+                store.fail(permit, error, batch, sent=line.sent)
+                self._fail_pending()
+        for item in batch.items:
+            self._refund(item, item.excess())
+        if not store.reachable:
+            self.recover()
+
+    def _fail_pending(self) -> None:
+        with self._work:
+            pending, self._pending = self._pending, {}
+        for one in pending.values():
+            one.fail(self._store.cause)
+
+    # --- recovery ---
+
+    def recover(self) -> None:
+        """Look after the store, if it is out of reach and nobody does."""
+        with self._work:
+            if self._steps is None:
+                steps = self._store.claim_recovery()
+                if steps is not None:
+                    self._steps, self._answer, self._next_step_at = steps, None, 0.0
+                    self._wake_thread()
+
+    def _step(self, lines: _Lines) -> None:
+        """Do what the steps say: sleep, or make a call and report what came of it."""
+        steps = self._steps
+        try:
+            step = steps.throw(self._answer) if isinstance(self._answer, Exception) else steps.send(self._answer)
+        except BaseException as error:  # noqa: BLE001 - StopIteration at their end; the thread outlives all others
+            steps.close()
+            with self._work:
+                self._steps = self._answer = None
+            if not isinstance(error, StopIteration):
+                raise
+            return
+        if isinstance(step, float):
+            self._answer, self._next_step_at = None, time.monotonic() + step
+        else:
+            self._answer, self._next_step_at = self._try(lines, step), 0.0
+
+    @staticmethod
+    def _try(lines: _Lines, call: Call) -> bytes | Exception:
+        try:
+            return lines.of(call.shard).call(call.keys, call.arguments, call.seconds)
+        except Exception as error:  # noqa: BLE001 - it is what the steps want to know
+            return error
+
+    # --- the end ---
+
+    def renew_locks(self) -> None:
+        """Start afresh in a forked child: the thread is the parent's, and so are the callers."""
+        self._work = threading.Condition()
+        self._pending.clear()
+        self._thread = self._steps = self._answer = None
+
+    def close(self) -> None:
+        """End the thread after the trips that callers wait for; blocks for as long as one trip takes."""
+        with self._work:
+            thread, steps = self._thread, self._steps
+            self._steps, self._closing = None, True
+            self._work.notify()
+        if steps is not None:
+            with suppress(ValueError):  # the thread is in the middle of it, and closes it itself
+                steps.close()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(self._store.budget * 2 + PATIENCE)
+
+
+class _Lines:
+    """The lines of the thread: one to a server, or the client of a cluster."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self._line: SyncLine | SyncClusterLine | None = None
+
+    def of(self, number: int) -> SyncLine | SyncClusterLine:
+        del number  # a cluster's client finds the node itself
+        if self._line is None:
+            self._line = make_sync_line(self._store.target)
+        return self._line
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+
+
+def _trio_token() -> Any:
+    import trio  # noqa: PLC0415 - only a program that runs on trio has it
+
+    return trio.lowlevel.current_trio_token()
+
+
+def current_run_sync_soon() -> Callable[..., object]:
+    """Give the function by which any thread has something done in the trio run of this task."""
+    run_sync_soon: Callable[..., object] = _trio_token().run_sync_soon
+    return run_sync_soon
