@@ -1,7 +1,8 @@
 """What a Python program needs to live with dependencies that fail.
 
 Everything that most programs use stands here; the rest is in the rooms: `resilience.events`, `resilience.breaker`,
-`resilience.testing`. Names are loaded when they are first used, so that `import resilience` costs next to nothing.
+`resilience.rate_limiter`, `resilience.testing`. Names are loaded when they are first used, so that `import resilience`
+costs next to nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         ResilienceError,
     )
     from .events import Event, subscribe
+    from .rate_limiter import Decision, MemoryStore, Quota, RateLimiter, RedisStore, rate_limit
     from .windows import CountWindow, TimeWindow
 
 _ROOM_OF = {
@@ -44,12 +46,13 @@ _ROOM_OF = {
         "PoolDeadlockError PoolFullError PoolTimeoutError PoolUsageError RateLimitedError RejectedError "
         "ResilienceError",
         "events": "Event subscribe",
+        "rate_limiter": "Decision MemoryStore Quota RateLimiter RedisStore rate_limit",
         "windows": "CountWindow TimeWindow",
     }.items()
     for name in names.split()
 }
 
-_ROOMS = {"breaker", "clock", "errors", "events", "testing", "windows"}
+_ROOMS = {"breaker", "clock", "errors", "events", "rate_limiter", "testing", "windows"}
 
 __all__ = [
     "BulkheadFullError",
@@ -61,18 +64,24 @@ __all__ = [
     "CircuitState",
     "ConfigurationError",
     "CountWindow",
+    "Decision",
     "Event",
+    "MemoryStore",
     "PoolClosedError",
     "PoolDeadlockError",
     "PoolFullError",
     "PoolTimeoutError",
     "PoolUsageError",
+    "Quota",
     "RateLimitedError",
+    "RateLimiter",
+    "RedisStore",
     "RejectedError",
     "ResilienceError",
     "TimeWindow",
     "circuit_breaker",
     "circuit_breakers",
+    "rate_limit",
     "subscribe",
 ]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .bound import BoundLimiter
 from .decision import Decision
-from .decorate import BoundLimiter, rate_limit
+from .decorate import rate_limit
 from .headers import rate_limit_headers, retry_after_header
 from .limiter import RateLimiter
 from .memory import MemoryStore

@@ -1,12 +1,12 @@
-"""Many callers, one trip: what is asked together, in the words of `decide.lua`, and what each caller gets. Pure."""
+"""Many callers, one trip: what is asked together, in the words of `plain.lua`, and what each caller gets. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from .decision import Rule, Standing
+from .decision import Standing
 
 Operation: TypeAlias = Literal["acquire", "reserve", "peek", "refund", "requeue", "reset", "block", "replay"]
 
@@ -22,12 +22,28 @@ MAX_BATCHES: Final = 80
 class Limiter(Protocol):
     """What a trip must know of a limiter whose keys are in it."""
 
-    rules: Sequence[Rule]
+    def spec(self) -> str:
+        """Give the rules in the words of the script."""
 
-    def spec(self) -> str: ...
-    def wire_keys(self, key: str) -> list[str]: ...
-    def nows(self, server: int, ago: int) -> Sequence[int]: ...
-    def learn(self, key: str, states: Sequence[Any], blocked: int) -> None: ...
+    def wire_keys(self, key: str) -> list[str]:
+        """Give the names of `key` in the store."""
+
+    def nows(self, server: int, ago: int) -> Sequence[int]:
+        """Give the time of each rule at the moment when the store decided."""
+
+    def learn(self, key: str, cost: int, words: Iterator[str], nows: Sequence[int]) -> tuple[int, list[Standing]]:
+        """Take over what the store told of `key`."""
+
+
+class Request(NamedTuple):
+    """What one caller asks. Callers that ask the same of the same key share one item."""
+
+    limiter: Limiter
+    operation: Operation
+    key: str
+    cost: int
+    extra: str = ""
+    """One more number of the operation, or words: see `decide.lua`."""
 
 
 class Told:
@@ -54,7 +70,11 @@ class Unreachable:
 class Bell(Protocol):
     """Wakes all callers of one run at once."""
 
-    def ring(self) -> None: ...
+    def ring(self) -> None:
+        """Wake them, from any thread."""
+
+    async def wait(self, trio: Any, seconds: float) -> None:
+        """Wait for that."""
 
 
 Wake: TypeAlias = "Callable[[Item], object]"
@@ -67,34 +87,39 @@ UNRANKED: Final = 1 << 62
 class Caller:
     """One caller of an item: how to wake it, and its place among those of the item when the answer came."""
 
-    __slots__ = ("gone", "item", "rank", "wake")
+    # Without a way to its item: a circle of references would have to wait for the garbage collector.
+    __slots__ = ("gone", "rank", "wake")
 
-    def __init__(self, item: Item, wake: Wake | None) -> None:
-        self.item = item
+    def __init__(self, wake: Wake | None) -> None:
         self.wake = wake
         self.rank = UNRANKED
         self.gone = False
 
 
 class Item:
-    """One key and what is asked of it; callers that ask the same of the same key share one."""
+    """One request, and all callers who made it."""
 
-    __slots__ = ("callers", "cost", "extra", "key", "limiter", "operation", "outcome", "ranked")
+    __slots__ = ("callers", "left", "outcome", "ranked", "request")
 
-    def __init__(self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str) -> None:
-        self.limiter = limiter
-        self.operation: Operation = operation
-        self.key = key
-        self.cost = cost
-        self.extra = extra
+    def __init__(self, request: Request) -> None:
+        self.request = request
         self.callers: list[Caller] = []
+        self.left = 0
+        """How many callers did not wait for the answer."""
         self.ranked = 0
         """How many callers still waited when the answer came."""
         self.outcome: Told | Unreachable | None = None
 
-    def live(self) -> int:
-        """Count the callers who still wait."""
-        return sum(not caller.gone for caller in self.callers)
+    @property
+    def done(self) -> bool:
+        """Whether the outcome is there."""
+        return self.outcome is not None
+
+    def leave(self, caller: Caller) -> int:
+        """Let `caller` wait no longer; gives the units that it was granted already."""
+        caller.gone = True
+        self.left += 1
+        return self._taken_by(caller)
 
     def finish(self, outcome: Told | Unreachable) -> None:
         """Give everybody who still waits the answer, in the order in which they came."""
@@ -106,29 +131,29 @@ class Item:
                 if caller.wake is not None:
                     caller.wake(self)
 
-    def taken_by(self, caller: Caller) -> int:
+    def _taken_by(self, caller: Caller) -> int:
         """Count the units that `caller` was granted."""
         if not isinstance(self.outcome, Told) or caller.rank == UNRANKED:
             return 0
-        if self.operation == "reserve":
-            return self.cost if int(self.outcome.gave) >= 0 else 0
-        if self.operation != "acquire":
+        if self.request.operation == "reserve":
+            return self.request.cost if int(self.outcome.gave) >= 0 else 0
+        if self.request.operation != "acquire":
             return 0
         granted = int(self.outcome.gave)
-        if self.extra:  # the units of one caller
-            return granted * self.cost
-        return self.cost if caller.rank < granted else 0
+        if self.request.extra:  # the units of one caller
+            return granted * self.request.cost
+        return self.request.cost if caller.rank < granted else 0
 
     def excess(self) -> int:
         """Count the units that were granted to callers who did not wait for them."""
         if not self.callers or self.ranked == len(self.callers) or not isinstance(self.outcome, Told):
             return 0
-        if self.operation == "reserve":
-            return self.cost if int(self.outcome.gave) >= 0 else 0
-        if self.operation != "acquire":
+        if self.request.operation == "reserve":
+            return self.request.cost if int(self.outcome.gave) >= 0 else 0
+        if self.request.operation != "acquire":
             return 0
         granted = int(self.outcome.gave)
-        return granted * self.cost if self.extra else max(0, granted - self.ranked) * self.cost
+        return granted * self.request.cost if self.request.extra else max(0, granted - self.ranked) * self.request.cost
 
 
 class Batch:
@@ -143,50 +168,42 @@ class Batch:
         self.items: list[Item] = []
         self.bells: dict[object, Bell] = {}
         """What wakes callers who wait for the whole batch, by the run in which they wait."""
-        self._shared: dict[tuple[Limiter, str, int], Item] = {}
+        self._shared: dict[Request, Item] = {}
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def join(
-        self,
-        limiter: Limiter,
-        operation: Operation,
-        key: str,
-        cost: int,
-        extra: str,
-        wake: Wake | None,
-    ) -> Caller:
+    def join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller]:
         """Add one caller, to the item of those who ask the same where that makes no difference."""
         item = None
-        shared = operation == "acquire" and not extra
+        shared = request.operation == "acquire" and not request.extra
         if shared:
-            item = self._shared.get((limiter, key, cost))
+            item = self._shared.get(request)
         if item is None:
-            item = Item(limiter, operation, key, cost, extra)
+            item = Item(request)
             self.items.append(item)
             if shared:
-                self._shared[limiter, key, cost] = item
-        caller = Caller(item, wake)
+                self._shared[request] = item
+        caller = Caller(wake)
         item.callers.append(caller)
-        return caller
+        return item, caller
 
     def encode(self) -> tuple[list[str], list[str | int]]:
         """Give the keys and the arguments after the first one; who has left meanwhile is not asked for."""
-        groups: dict[tuple[Limiter, str, int, str], list[Item]] = {}
-        self.items = [item for item in self.items if not item.callers or item.live()]
+        groups: dict[tuple[Limiter, Operation, int, str], list[Item]] = {}
         for item in self.items:
-            extra = item.extra
-            if item.operation == "acquire" and not extra:
-                extra = str(item.live() if item.callers else 1)
-            groups.setdefault((item.limiter, item.operation, item.cost, extra), []).append(item)
+            limiter, operation, _, cost, extra = item.request
+            if not item.left or item.left < len(item.callers):
+                if operation == "acquire" and not extra:
+                    extra = str(len(item.callers) - item.left)
+                groups.setdefault((limiter, operation, cost, extra), []).append(item)
         keys: list[str] = []
         arguments: list[str | int] = []
         self.items = []
         for (limiter, operation, cost, extra), items in groups.items():
             arguments += (limiter.spec(), operation, cost, extra, len(items))
             for item in items:
-                keys += limiter.wire_keys(item.key)
+                keys += limiter.wire_keys(item.request.key)
             self.items += items
         return keys, arguments
 
@@ -201,19 +218,12 @@ class Batch:
         """
         times: dict[Limiter, Sequence[int]] = {}
         for item in self.items:
-            limiter = item.limiter
+            limiter, _, key, cost, _ = item.request
             nows = times.get(limiter)
             if nows is None:
                 nows = times[limiter] = limiter.nows(server, ago)
-            gave, blocked = next(reply), int(next(reply))
-            numbers = map(int, reply)
-            states, standings = [], []
-            for rule, now in zip(limiter.rules, nows, strict=True):
-                state, standing = rule.told(numbers, now, item.cost)
-                states.append(state)
-                standings.append(standing)
-            limiter.learn(item.key, states, blocked)
-            item.finish(Told(gave, blocked, standings))
+            gave = next(reply)
+            item.finish(Told(gave, *limiter.learn(key, cost, reply, nows)))
         self.ring()
 
     def fail(self, cause: str, *, certain: bool) -> None:
@@ -237,27 +247,18 @@ class Pending:
         self.batches: deque[Batch] = deque()
         self._most = most
 
-    def join(
-        self,
-        limiter: Limiter,
-        operation: Operation,
-        key: str,
-        cost: int,
-        extra: str,
-        wake: Wake | None,
-        deadline: float,
-    ) -> tuple[Caller, Batch]:
+    def join(self, request: Request, wake: Wake | None, deadline: float) -> tuple[Item, Caller, Batch]:
         """Add one caller to the last batch, or to a new one if that is full. A caller too many is answered at once."""
         batch = self.batches[-1] if self.batches else None
         if batch is None or len(batch) >= self._most:
             if len(self.batches) >= MAX_BATCHES:
                 overload = Batch(deadline)
-                caller = overload.join(limiter, operation, key, cost, extra, wake)
+                joined = overload.join(request, wake)
                 overload.fail("overload", certain=True)
-                return caller, overload
+                return *joined, overload
             batch = Batch(deadline)
             self.batches.append(batch)
-        return batch.join(limiter, operation, key, cost, extra, wake), batch
+        return *batch.join(request, wake), batch
 
     def fail(self, cause: str) -> None:
         """Let nobody wait for a store that is out of reach."""

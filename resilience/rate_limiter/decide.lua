@@ -1,10 +1,4 @@
--- Decides for many keys in one call, by this server's clock: all rules of a key admit, or nothing is charged.
---
--- KEYS: for each item its key, and one more for each sliding log; last the set of instances, if it is refreshed.
--- ARGV: 1 "<instance> <lease in ms>" or ""; then for each group of items: the rules, the operation, the cost, one more
--- number or words of the operation, and how many items follow each other in KEYS.
--- Reply: numbers with spaces between: this clock's microseconds; live instances (-1: not asked); then for each item: what the operation gave, the
--- microseconds for which the key is blocked, and what each rule tells.
+-- The rest of plain.lua: every operation, any rules, keys in whatever state.
 local ALGORITHMS = {g = gcra, w = fixed_window, l = sliding_log}
 
 local function read_rules(text)
@@ -180,37 +174,26 @@ function operations.replay(rules, item, now, cost, debts)
   return 1
 end
 
-local function refresh_instance(now)
-  if ARGV[1] == '' then return -1 end
-  local id, lease = string.match(ARGV[1], '^(%S+) (%S+)$')
-  local key, now_ms = KEYS[#KEYS], math.floor(now / 1000)
-  redis.call('ZADD', key, now_ms, id)
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', now_ms - lease)
-  redis.call('ZREMRANGEBYSCORE', key, string.format('(%.0f', now_ms), '+inf') -- from before the clock stepped back
-  redis.call('PEXPIRE', key, lease)
-  return redis.call('ZCARD', key)
+local function decide(rules, operation, first_key, now, cost, extra)
+  local item = load_item(rules, first_key, now)
+  local gave = operation(rules, item, now, cost, extra)
+  if item.dirty then save_item(rules, item, now) end
+  local told = {type(gave) == 'number' and string.format('%.0f', gave) or gave}
+  told[2] = string.format('%.0f', blocked_left(item, now))
+  for index, rule in ipairs(rules) do
+    told[index + 2] = rule.algorithm.tell(rule, item.states[index], now, cost)
+  end
+  return table.concat(told, ' ')
 end
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local reply = {string.format('%.0f', now), refresh_instance(now)}
-local argument, key_at = 2, 1
 while ARGV[argument] do
   local rules, keys = read_rules(ARGV[argument])
   local operation, cost = operations[ARGV[argument + 1]], tonumber(ARGV[argument + 2])
-  local extra = ARGV[argument + 3]
-  extra = tonumber(extra) or extra
-  for _ = 1, tonumber(ARGV[argument + 4]) do
-    local item = load_item(rules, key_at, now)
-    local gave = operation(rules, item, now, cost, extra)
-    if item.dirty then save_item(rules, item, now) end
-    reply[#reply + 1] = type(gave) == 'number' and string.format('%.0f', gave) or gave
-    reply[#reply + 1] = string.format('%.0f', blocked_left(item, now))
-    for index, rule in ipairs(rules) do
-      reply[#reply + 1] = rule.algorithm.tell(rule, item.states[index], now, cost)
-    end
+  local extra = tonumber(ARGV[argument + 3]) or ARGV[argument + 3]
+  for _ = done + 1, tonumber(ARGV[argument + 4]) do
+    reply[#reply + 1] = decide(rules, operation, key_at, now, cost, extra)
     key_at = key_at + keys
   end
-  argument = argument + 5
+  argument, done = argument + 5, 0
 end
 return table.concat(reply, ' ')

@@ -57,24 +57,55 @@ class Rule(Protocol):
     """
 
     @property
-    def quota(self) -> Quota: ...
+    def quota(self) -> Quota:
+        """Give what it enforces."""
+
     @property
-    def empty(self) -> Any: ...
+    def empty(self) -> Any:
+        """Give the state of a key that was never seen."""
+
     @property
-    def most(self) -> int: ...
-    def shared(self, instances: int) -> Rule: ...
-    def room(self, state: Any, now: int) -> int: ...
-    def wait(self, state: Any, now: int, units: int) -> int: ...
-    def charge(self, state: Any, now: int, units: int, at: int) -> Any: ...
-    def refund(self, state: Any, now: int, units: int) -> Any: ...
-    def drained(self, state: Any, now: int) -> int: ...
-    def clamped(self, state: Any, now: int) -> Any: ...
-    def remembered(self, at: int, now: int) -> Any: ...
-    def level(self, state: Any, now: int) -> int: ...
-    def from_level(self, level: int, now: int) -> Any: ...
-    def spec(self, wall: int) -> str: ...
-    def refuses(self, state: Any, cost: int) -> bool: ...
-    def told(self, reply: Iterator[int], now: int, cost: int) -> tuple[Any, Standing]: ...
+    def most(self) -> int:
+        """Give the largest cost that can ever pass."""
+
+    def shared(self, instances: int) -> Rule:
+        """Give the share of one of so many instances."""
+
+    def room(self, state: Any, now: int) -> int:
+        """Give the units that can pass now."""
+
+    def wait(self, state: Any, now: int, units: int) -> int:
+        """Give the microseconds until `units` can pass."""
+
+    def charge(self, state: Any, now: int, units: int, at: int) -> Any:
+        """Add `units` that pass at the moment `at`."""
+
+    def refund(self, state: Any, now: int, units: int) -> Any:
+        """Take `units` back."""
+
+    def drained(self, state: Any, now: int) -> int:
+        """Give the microseconds until the key is as new."""
+
+    def clamped(self, state: Any, now: int) -> Any:
+        """Give `state`, unless it is nothing that this rule ever writes."""
+
+    def remembered(self, at: int, now: int) -> Any:
+        """Give the state of a key that is as new at the moment `at`."""
+
+    def level(self, state: Any, now: int) -> int:
+        """Give what is used and has not drained."""
+
+    def from_level(self, level: int, now: int) -> Any:
+        """Give a state that has used `level`."""
+
+    def spec(self, wall: int) -> str:
+        """Give the rule in the words of the script."""
+
+    def refuses(self, state: Any, cost: int) -> bool:
+        """Tell whether `state`, told by a shared store, is enough to refuse `cost` here."""
+
+    def told(self, reply: Iterator[int], now: int, cost: int) -> tuple[Any, Standing]:
+        """Read what the script told."""
 
 
 class Standing(NamedTuple):
@@ -105,9 +136,7 @@ def refused(standings: Sequence[Standing], source: Source, *, certain: bool = Tr
     """Build the answer to a call that may not pass; `blocked` are microseconds for which somebody blocked the key."""
     one = max(standings, key=_wait) if len(standings) > 1 else standings[0]
     wait = max(one.wait, blocked)
-    return Decision(
-        False, one.quota.limit, one.room, wait * SECONDS, one.drained * SECONDS, one.quota, source, certain
-    )
+    return Decision(False, one.quota.limit, one.room, wait * SECONDS, one.drained * SECONDS, one.quota, source, certain)
 
 
 def never(rules: Sequence[Rule], standings: Sequence[Standing], source: Source) -> Decision:

@@ -117,7 +117,7 @@ class FixedWindow:
         room = max(0, self.capacity - use)
         return self.from_level(use, now), Standing(self.quota, room, wait, drained)
 
-    def refuses(self, state: int, cost: int) -> bool:
+    def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
         """Tell whether what is known of a shared state is enough to refuse `cost` here: it is, for this algorithm."""
         return True
 

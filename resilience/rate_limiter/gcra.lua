@@ -6,9 +6,10 @@ local gcra = {}
 
 function gcra.spec(next_token)
   local rule = {
-    unit = tonumber(next_token()), drain = tonumber(next_token()), capacity = tonumber(next_token()),
+    unit_text = next_token(), drain_text = next_token(), capacity = tonumber(next_token()),
     ceiling = tonumber(next_token()), horizon = tonumber(next_token()),
   }
+  rule.unit, rule.drain = tonumber(rule.unit_text), tonumber(rule.drain_text)
   rule.most = math.floor(rule.capacity / rule.unit)
   return rule
 end
@@ -64,7 +65,7 @@ function gcra.drained(rule, state)
 end
 
 function gcra.store(rule, state, now)
-  return string.format('g %.0f %.0f %.0f %.0f', now, state.level, rule.unit, rule.drain)
+  return string.format('g %.0f %.0f %s %s', now, state.level, rule.unit_text, rule.drain_text)
 end
 
 function gcra.tell(rule, state)

@@ -83,7 +83,7 @@ class Gcra:
         over = self._level(state, now) + units * self.unit - self.capacity
         return 0 if over <= self.slack else -(-over // self.drain)
 
-    def charge(self, state: int, now: int, units: int, at: int) -> int:
+    def charge(self, state: int, now: int, units: int, at: int) -> int:  # noqa: ARG002 - as `Rule` has it
         """Add `units` that pass at the moment `at`, which is now or lies ahead."""
         return max(state, at * self.drain) + units * self.unit
 
@@ -103,7 +103,7 @@ class Gcra:
         horizon = self.capacity + longest_wait(self.quota) * self.drain
         return state if state - now * self.drain <= horizon else now * self.drain + self.capacity
 
-    def remembered(self, at: int, now: int) -> int:
+    def remembered(self, at: int, now: int) -> int:  # noqa: ARG002 - as `Rule` has it
         """Give the state of a key of which only the moment is known at which it is as new."""
         return at * self.drain
 
@@ -115,7 +115,7 @@ class Gcra:
         """Give the state that has `level` left to drain."""
         return now * self.drain + level
 
-    def spec(self, wall: int) -> str:
+    def spec(self, wall: int) -> str:  # noqa: ARG002 - as `Rule` has it
         """Give the rule in the words of `gcra.lua`."""
         horizon = self.capacity + longest_wait(self.quota) * self.drain
         return f"g {self.unit} {self.drain} {self.capacity} {self.capacity + self.slack} {horizon}"
@@ -127,9 +127,9 @@ class Gcra:
         wait = 0 if over <= self.slack else -(-over // self.drain)
         room = (self.capacity + self.slack - level) // self.unit
         state = now * self.drain + level
-        return state, Standing(self.quota, room if room > 0 else 0, wait, -(-level // self.drain))
+        return state, Standing(self.quota, max(0, room), wait, -(-level // self.drain))
 
-    def refuses(self, state: int, cost: int) -> bool:
+    def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
         """Tell whether what is known of a shared state is enough to refuse `cost` here: it is, for this algorithm."""
         return True
 

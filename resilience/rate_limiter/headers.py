@@ -34,7 +34,7 @@ def rate_limit_headers(
     Raises:
         ConfigurationError: a name or version that makes no sense.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(str(name)):
         raise ConfigurationError(f"name must be 1 to 64 letters, digits and _.:/-, got {shown(name)}")
     reset = ceil(decision.reset_after if decision.allowed else decision.retry_after or decision.reset_after)
     if version == "draft-11":

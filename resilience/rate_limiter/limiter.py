@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import blake2b
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, get_args
+from typing import Any, Final, Self, get_args
 
 import anyio
 
@@ -20,23 +20,23 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError, RateLimitedError
 from resilience.events import LimitNear, LimitRejected
 
-from .batch import Caller, Item, Operation, Told
+from .batch import Item, Operation, Request, Told
+from .bound import MAX_COST, BoundLimiter
 from .decision import SECONDS, Decision
+from .fallback import Fallback, FallbackPolicy
 from .memory import MemoryStore, Space
 from .quota import MICROSECONDS, Quota, checked_quotas
 from .redis import RedisStore
-from .remote import FallbackPolicy, Remote
+from .remote import Remote
 from .telling import Teller
 from .trips_thread import current_run_sync_soon
 from .waiting import Queue, Waiter
 
-if TYPE_CHECKING:
-    from .decorate import BoundLimiter
-
-MAX_COST: Final = 1_000_000_000
 MAX_SECONDS: Final = 10 * 366 * 86_400.0
 _LONGEST_PLAIN_KEY: Final = 64
 """Characters; a longer key is kept by its hash, so that a key of a megabyte costs what others do."""
+_MAX_DIGESTS: Final = 4_096
+"""Hashes that are kept for the next call of the same key: hashing takes a microsecond, looking up a tenth."""
 _NEAR: Final = 5
 """A limit is near when less than a fifth of it is left."""
 
@@ -108,16 +108,20 @@ class RateLimiter:
         self._shadow = shadow
         self._hash_keys = hash_keys
         self._hash = _keyed_hash(hash_keys, name)
+        self._digests: dict[str, str] = {}
         self._teller = Teller(name, clock)
-        self._remote: Remote | None = None
-        self._store: RedisStore | None = None
+        self._shared: tuple[RedisStore, Remote] | None = None
         if isinstance(store, RedisStore):
-            self._store = store
-            self._remote = Remote(store, name, self._quotas, fallback, clock, wall_clock, self._teller)
-            self._space: Space = self._remote.space
+            remote = Remote(
+                store, self._quotas, teller=self._teller, policy=fallback, clock=clock, wall_clock=wall_clock
+            )
+            self._shared = store, remote
+            self._space: Space = remote.space
         else:
-            self._space = (store or MemoryStore()).space(name, self._quotas, clock, wall_clock)
+            self._space = (store or MemoryStore()).space(name, self._quotas, clock, wall_clock, self._teller)
         self._rules = self._space.rules
+        # What most calls need and no more; None where a call needs more.
+        self._plain = self._space.acquire if self._shared is None and not shadow else None
         self._queue = Queue(clock, max_waiting, self._requeue)
         self._wait_sync: Callable[[threading.Event, float], object] = threading.Event.wait
 
@@ -133,7 +137,7 @@ class RateLimiter:
 
     def __repr__(self) -> str:
         quotas = "; ".join(map(str, self._quotas))
-        where = "in memory" if self._store is None else repr(self._store)
+        where = "in memory" if self._shared is None else repr(self._shared[0])
         waiting = f", {len(self._queue)} waiting" if len(self._queue) else ""
         return f"<RateLimiter {self._name!r} {quotas}, {where}{waiting}>"
 
@@ -156,29 +160,34 @@ class RateLimiter:
 
         Cancellation: nothing stays charged.
         """
+        plain = self._plain
+        if plain is not None and type(key) is str and len(key) <= _LONGEST_PLAIN_KEY and type(cost) is int and cost > 0:
+            quick = plain(key, cost)
+            return quick if quick[0] and not LimitNear.sinks else self._told(quick, cost)
         own = self._own_key(key, cost)
         decision = self._at_once(own, cost)
         if decision is None:
-            decision = self._remote_of().acquired(await self._ask("acquire", own, cost))
+            decision = self._remote.acquired(*await self._ask("acquire", own, cost))
         return self._told(decision, cost)
 
     def try_acquire_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Do the same as `try_acquire` in sync code, from any thread."""
+        plain = self._plain
+        if plain is not None and type(key) is str and len(key) <= _LONGEST_PLAIN_KEY and type(cost) is int and cost > 0:
+            quick = plain(key, cost)
+            return quick if quick[0] and not LimitNear.sinks else self._told(quick, cost)
         own = self._own_key(key, cost)
         decision = self._at_once(own, cost)
         if decision is None:
-            decision = self._remote_of().acquired(self._ask_sync("acquire", own, cost))
+            decision = self._remote.acquired(*self._ask_sync("acquire", own, cost))
         return self._told(decision, cost)
 
     def _at_once(self, key: str, cost: int) -> Decision | None:
         """Decide without a trip, where that is possible."""
-        remote = self._remote
-        if remote is None:
+        if self._shared is None:
             return self._space.acquire(key, cost)
-        if not remote.store.reachable:
-            self._look_after_store()
-            return remote.decide(key, cost)
-        return remote.locally(key, cost)
+        fallback = self._fallback()
+        return self._space.refusal(key, cost) if fallback is None else fallback.decide(key, cost)
 
     async def at_most(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Take as many units as there are now, `cost` at the most; `granted` tells how many, and that is charged.
@@ -186,50 +195,52 @@ class RateLimiter:
         Refused only if there is not even one unit. Args, errors and cancellation as in `try_acquire`.
         """
         own = self._own_key(key, cost)
-        remote = self._remote
-        if remote is None:
-            decision = self._space.at_once(own, cost, self._rules, "memory", least=min(1, cost))
-        elif not remote.store.reachable:
-            self._look_after_store()
-            decision = remote.decide_most(own, cost)
-        else:
-            decision = remote.acquired_most(await self._ask("acquire", own, 1, str(cost)), cost)
+        decision = self._most_at_once(own, cost)
+        if decision is None:
+            item, _ = await self._ask("acquire", own, 1, str(cost))
+            decision = self._remote.acquired_most(item, cost)
         return self._told(decision, cost)
 
     def at_most_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Do the same as `at_most` in sync code, from any thread."""
         own = self._own_key(key, cost)
-        remote = self._remote
-        if remote is None:
-            decision = self._space.at_once(own, cost, self._rules, "memory", least=min(1, cost))
-        elif not remote.store.reachable:
-            self._look_after_store()
-            decision = remote.decide_most(own, cost)
-        else:
-            decision = remote.acquired_most(self._ask_sync("acquire", own, 1, str(cost)), cost)
+        decision = self._most_at_once(own, cost)
+        if decision is None:
+            item, _ = self._ask_sync("acquire", own, 1, str(cost))
+            decision = self._remote.acquired_most(item, cost)
         return self._told(decision, cost)
+
+    def _most_at_once(self, key: str, cost: int) -> Decision | None:
+        if self._shared is None:
+            return self._space.at_once(key, cost, self._rules, "memory", least=min(1, cost))
+        fallback = self._fallback()
+        return self._space.refusal(key, min(1, cost)) if fallback is None else fallback.decide_most(key, cost)
 
     # --- looking and taking back ---
 
     async def peek(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Tell what `try_acquire(key, cost)` would get now, and take nothing. Args and errors as there."""
         own = self._own_key(key, cost)
-        found = self._looked(own, cost)
-        return found or self._remote_of().peeked(await self._ask("peek", own, cost))
+        decision = self._looked(own, cost)
+        if decision is None:
+            item, _ = await self._ask("peek", own, cost)
+            decision = self._remote.peeked(item)
+        return decision
 
     def peek_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Do the same as `peek` in sync code, from any thread."""
         own = self._own_key(key, cost)
-        found = self._looked(own, cost)
-        return found or self._remote_of().peeked(self._ask_sync("peek", own, cost))
+        decision = self._looked(own, cost)
+        if decision is None:
+            item, _ = self._ask_sync("peek", own, cost)
+            decision = self._remote.peeked(item)
+        return decision
 
     def _looked(self, key: str, cost: int) -> Decision | None:
-        if self._remote is None:
+        if self._shared is None:
             return self._space.peek(key, cost, self._rules, "memory")
-        if not self._remote.store.reachable:
-            self._look_after_store()
-            return self._remote.look(key, cost)
-        return None
+        fallback = self._fallback()
+        return None if fallback is None else fallback.look(key, cost)
 
     async def refund(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Give `cost` units back that were taken and not used; more than was taken leaves the key as new.
@@ -238,33 +249,39 @@ class RateLimiter:
             What the limit is after it, as `try_acquire` with a cost of 0 tells it. Args and errors as there.
         """
         own = self._own_key(key, cost)
-        found = self._refunded(own, cost)
-        return found or self._remote_of().refunded(await self._ask("refund", own, cost))
+        decision = self._refunded(own, cost)
+        if decision is None:
+            item, _ = await self._ask("refund", own, cost)
+            decision = self._remote.refunded(item)
+        return decision
 
     def refund_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Do the same as `refund` in sync code, from any thread."""
         own = self._own_key(key, cost)
-        found = self._refunded(own, cost)
-        return found or self._remote_of().refunded(self._ask_sync("refund", own, cost))
+        decision = self._refunded(own, cost)
+        if decision is None:
+            item, _ = self._ask_sync("refund", own, cost)
+            decision = self._remote.refunded(item)
+        return decision
 
     def _refunded(self, key: str, cost: int) -> Decision | None:
-        if self._remote is None:
+        if self._shared is None:
             return self._space.refund(key, cost, self._rules, "memory")
-        if not self._remote.store.reachable:
-            self._look_after_store()
-            return self._remote.give_back(key, cost)
-        return None
+        fallback = self._fallback()
+        return None if fallback is None else fallback.give_back(key, cost)
 
     async def reset(self, key: str | bytes = "") -> None:
         """Make `key` as new, its block included. While the store is out of reach, in this instance only."""
         own = self._own_key(key, 1)
-        if self._change_here(own, None):
+        self._space.reset(own)
+        if self._is_shared_now():
             await self._ask("reset", own, 0)
 
     def reset_sync(self, key: str | bytes = "") -> None:
         """Do the same as `reset` in sync code, from any thread."""
         own = self._own_key(key, 1)
-        if self._change_here(own, None):
+        self._space.reset(own)
+        if self._is_shared_now():
             self._ask_sync("reset", own, 0)
 
     async def block(self, key: str | bytes, seconds: float) -> None:
@@ -280,27 +297,16 @@ class RateLimiter:
             ConfigurationError: a key or duration that makes no sense.
         """
         own, duration = self._own_key(key, 1), _microseconds(seconds)
-        if self._change_here(own, duration):
+        self._space.block(own, duration)
+        if self._is_shared_now():
             await self._ask("block", own, 0, str(duration))
 
     def block_sync(self, key: str | bytes, seconds: float) -> None:
         """Do the same as `block` in sync code, from any thread."""
         own, duration = self._own_key(key, 1), _microseconds(seconds)
-        if self._change_here(own, duration):
+        self._space.block(own, duration)
+        if self._is_shared_now():
             self._ask_sync("block", own, 0, str(duration))
-
-    def _change_here(self, key: str, blocked: int | None) -> bool:
-        """Reset or block `key` in this process; tell whether the store must be told."""
-        if blocked is None:
-            self._space.reset(key)
-        else:
-            self._space.block(key, blocked)
-        if self._remote is None:
-            return False
-        if not self._remote.store.reachable:
-            self._look_after_store()
-            return False
-        return True
 
     # --- waiting ---
 
@@ -322,8 +328,8 @@ class RateLimiter:
 
         Raises:
             RateLimitedError: the call may not pass. `reason` is "deadline" (the wait would be longer than allowed),
-                "never" (the cost is larger than the burst), "blocked", "max_waiting" (too many wait already) or "closed"
-                (the store is out of reach, and `fallback` says so); `decision` has the rest.
+                "never" (the cost is larger than the burst), "blocked", "max_waiting" (too many wait already) or
+                "closed" (the store is out of reach, and `fallback` says so); `decision` has the rest.
             ConfigurationError: an argument that makes no sense.
 
         Cancellation: the units are given back, and those behind move up.
@@ -338,8 +344,8 @@ class RateLimiter:
         try:
             reserved = self._reserved(own, cost, longest if place else 0)
             if reserved is None:
-                caller = await self._ask("reserve", own, cost, str(longest if place else 0))
-                reserved = self._remote_of().reserved(caller, longest if place else 0)
+                item, _ = await self._ask("reserve", own, cost, str(longest if place else 0))
+                reserved = self._remote.reserved(item, longest if place else 0)
             wait, decision = reserved
             if wait is None:
                 raise self._rejection(own, decision, place=place)
@@ -359,8 +365,8 @@ class RateLimiter:
         try:
             reserved = self._reserved(own, cost, longest if place else 0)
             if reserved is None:
-                caller = self._ask_sync("reserve", own, cost, str(longest if place else 0))
-                reserved = self._remote_of().reserved(caller, longest if place else 0)
+                item, _ = self._ask_sync("reserve", own, cost, str(longest if place else 0))
+                reserved = self._remote.reserved(item, longest if place else 0)
             wait, decision = reserved
             if wait is None:
                 raise self._rejection(own, decision, place=place)
@@ -373,13 +379,10 @@ class RateLimiter:
 
     def _reserved(self, key: str, cost: int, longest: int) -> tuple[int | None, Decision] | None:
         """Reserve without a trip, where that is possible."""
-        remote = self._remote
-        if remote is None:
+        if self._shared is None:
             return self._space.reserve(key, cost, longest, self._rules, "memory")
-        if not remote.store.reachable:
-            self._look_after_store()
-            return remote.reserve(key, cost, longest)
-        return None
+        fallback = self._fallback()
+        return None if fallback is None else fallback.reserve(key, cost, longest)
 
     async def _wait(self, key: str, cost: int, wait: int) -> None:
         moved = anyio.Event()
@@ -409,22 +412,22 @@ class RateLimiter:
             raise
         self._queue.leave(key, waiter, passed=True)
 
-    def _requeue(
-        self, key: str, back: int, costs: Sequence[int], moved: Callable[[Sequence[int]], None]
-    ) -> None:
-        remote = self._remote
-        if remote is None:
+    def _requeue(self, key: str, back: int, costs: Sequence[int], moved: Callable[[Sequence[int]], None]) -> None:
+        if self._shared is None:
             moved(self._space.requeue(key, back, costs, self._rules))
-        elif not remote.store.reachable:
-            moved(remote.requeue(key, back, costs))
+            return
+        store, remote = self._shared
+        fallback = self._fallback()
+        if fallback is not None:
+            moved(fallback.requeue(key, back, costs))
         else:
-            then = partial(_report, moved)
-            remote.store.trips().tell(remote, "requeue", key, back, " ".join(map(str, costs)), then)
+            request = Request(remote, "requeue", key, back, " ".join(map(str, costs)))
+            store.trips().tell(request, partial(_report, moved))
 
     def _rejection(self, key: str, decision: Decision, *, place: bool) -> RateLimitedError:
         if decision.never:
             reason = "never"
-        elif decision.source == "fallback" and self._remote_of().policy == "closed":
+        elif decision.source == "fallback" and self._remote.fallback.policy == "closed":
             reason = "closed"
         elif self._space.is_blocked(key):
             reason = "blocked"
@@ -454,8 +457,6 @@ class RateLimiter:
         Raises:
             ConfigurationError: an option that makes no sense.
         """
-        from .decorate import BoundLimiter  # noqa: PLC0415 - which stands on this module
-
         return BoundLimiter(self, key=key, cost=cost, wait=wait, timeout=timeout)
 
     # --- what all share ---
@@ -469,34 +470,53 @@ class RateLimiter:
                 key = key.decode("utf-8", "surrogateescape")
             elif not isinstance(key, str):
                 raise ConfigurationError(f"key must be a string or bytes, got {shown(type(key).__name__)}")
-        if self._remote is None:
+        if self._shared is None:
             return key if len(key) <= _LONGEST_PLAIN_KEY else self._digest(key)
         if self._hash_keys is False and len(key) <= _LONGEST_PLAIN_KEY:
             return key
         return self._digest(key)
 
     def _digest(self, key: str) -> str:
-        digest = self._hash.copy()
-        digest.update(key.encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+        known = self._digests.get(key)
+        if known is None:
+            digest = self._hash.copy()
+            digest.update(key.encode("utf-8", "surrogatepass"))
+            known = digest.hexdigest()
+            if len(key) <= _LONGEST_PLAIN_KEY:
+                if len(self._digests) >= _MAX_DIGESTS:
+                    self._digests.clear()
+                self._digests[key] = known
+        return known
 
-    def _remote_of(self) -> Remote:
-        if self._remote is None:
-            raise RuntimeError("a bug: a limiter in memory has no remote part")
-        return self._remote
+    @property
+    def _remote(self) -> Remote:
+        return self._with_store[1]
 
-    async def _ask(self, operation: Operation, key: str, cost: int, extra: str = "") -> Caller:
-        remote = self._remote_of()
-        return await remote.store.trips().ask(remote, operation, key, cost, extra)
+    @property
+    def _with_store(self) -> tuple[RedisStore, Remote]:
+        if self._shared is None:
+            raise RuntimeError("a bug: a limiter in memory makes no trips")
+        return self._shared
 
-    def _ask_sync(self, operation: Operation, key: str, cost: int, extra: str = "") -> Caller:
-        remote = self._remote_of()
-        return remote.store.threads.ask_sync(remote, operation, key, cost, extra)
-
-    def _look_after_store(self) -> None:
-        store = self._store
-        if store is not None and store.needs_recovery():
+    def _fallback(self) -> Fallback | None:
+        """Give what decides instead of the shared store, while that is out of reach; and have that looked after."""
+        store, remote = self._with_store
+        if store.reachable:
+            return None
+        if store.needs_recovery():
             store.trips().recover()
+        return remote.fallback
+
+    def _is_shared_now(self) -> bool:
+        return self._shared is not None and self._fallback() is None
+
+    async def _ask(self, operation: Operation, key: str, cost: int, extra: str = "") -> tuple[Item, int]:
+        store, remote = self._with_store
+        return await store.trips().ask(Request(remote, operation, key, cost, extra))
+
+    def _ask_sync(self, operation: Operation, key: str, cost: int, extra: str = "") -> tuple[Item, int]:
+        store, remote = self._with_store
+        return store.threads.ask_sync(Request(remote, operation, key, cost, extra))
 
     def _told(self, decision: Decision, cost: int) -> Decision:
         """Tell what has to be told of a decision, and give what the caller gets."""
@@ -524,8 +544,8 @@ class RateLimiter:
 
     async def aclose(self) -> None:
         """End what the store keeps open for this event loop and for threads. The limiter may be used again."""
-        if self._store is not None:
-            await self._store.aclose()
+        if self._shared is not None:
+            await self._shared[0].aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -540,7 +560,7 @@ class RateLimiter:
 def _waker(event: anyio.Event) -> Callable[[], object]:
     """Give a function that sets `event` from any thread."""
     try:
-        call = asyncio.get_running_loop().call_soon_threadsafe
+        call: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:
         call = current_run_sync_soon()
     return partial(_call_in_run, call, event.set)

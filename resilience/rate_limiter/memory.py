@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from array import array
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Final, TypeVar
@@ -11,13 +10,16 @@ from typing import Any, Final, TypeVar
 from resilience.checks import check_int, shown
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError
+from resilience.events import KeysSpilled
 from resilience.forks import renew_locks_in_child
 
 from .decision import SECONDS, Decision, Rule, Source, Standing, never, passed, refused, stand
 from .fixed_window import FixedWindow
 from .gcra import Gcra, longest_wait
+from .keys import Capacity, Keys
 from .quota import MICROSECONDS, Quota
 from .sliding_log import SlidingLog
+from .telling import Teller
 from .zones import offsets_of
 
 T = TypeVar("T")
@@ -25,13 +27,6 @@ T = TypeVar("T")
 MAX_KEYS: Final = 10_000_000
 MAX_LIMITERS: Final = 10_000
 """Names on one store: more of them are made from input, and should have been keys."""
-
-_LOOKED_AT: Final = 2
-"""Places that a new key looks at for one that is as new: garbage shrinks faster than it can be made."""
-_CANDIDATES: Final = 8
-"""Live keys of which the one that drains first is spilled."""
-_ROWS: Final = 4
-_ODD: Final = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
 
 def rules_of(quotas: Sequence[Quota]) -> tuple[Rule, ...]:
@@ -69,77 +64,45 @@ class MemoryStore:
         check_int("max_keys", max_keys, most=MAX_KEYS)
         if not isinstance(spill, bool):
             raise ConfigurationError(f"spill must be True or False, got {shown(spill)}")
-        self.max_keys = max_keys
-        self.spill = spill
-        # Guards all spaces and `_size`. Held around synchronous functions of ours only: no await, no sink, no function
-        # of the user's runs under it. Reentrant, because the garbage collector may end a call inside it.
-        self._lock = threading.RLock()
+        self._capacity = Capacity(max_keys, spill=spill)
         self._spaces: dict[str, Space] = {}
-        self._size = 0
         renew_locks_in_child(self)
 
     def renew_locks(self) -> None:
         """Start afresh in a forked child, keeping what was counted."""
-        self._lock = threading.RLock()
+        self._capacity.lock = threading.RLock()
+        for space in self._spaces.values():
+            space.take_lock()
 
     def __len__(self) -> int:
         """Count the keys that are held: the live ones, and drained ones whose place nobody has needed yet."""
-        return self._size
+        return self._capacity.size
 
     def __repr__(self) -> str:
-        return f"<MemoryStore {self._size} of {self.max_keys} keys>"
+        return f"<MemoryStore {len(self)} of {self._capacity.max_keys} keys>"
 
-    def space(self, name: str, quotas: Sequence[Quota], clock: Clock, wall_clock: Clock) -> Space:
+    def space(
+        self, name: str, quotas: Sequence[Quota], clock: Clock, wall_clock: Clock, teller: Teller | None
+    ) -> Space:
         """Give the part of the store that belongs to the limiter `name`; limiters of one name share it.
 
         Raises:
             ConfigurationError: the name is in use with other quotas, or there are 10,000 names.
         """
-        with self._lock:
+        with self._capacity.lock:
             found = self._spaces.get(name)
             if found is None:
                 if len(self._spaces) >= MAX_LIMITERS:
                     raise ConfigurationError(
                         f"limiters on one store must be at most {MAX_LIMITERS:,}: is a name made from input a key?"
                     )
-                found = self._spaces[name] = Space(self, tuple(quotas), clock, wall_clock)
+                found = self._spaces[name] = Space(self._capacity, tuple(quotas), clock, wall_clock, teller)
         if found.quotas != tuple(quotas):
             raise ConfigurationError(
                 f"quotas of limiter {name!r} must be those it has on this store already, "
                 f"{'; '.join(map(str, found.quotas))}, got {'; '.join(map(str, quotas))}"
             )
         return found
-
-
-class _Sketch:
-    """When keys that are no longer held will have drained: at the latest, and never too early.
-
-    Each row has a cell for each key, which many keys share. A cell keeps the latest moment; the earliest over the rows
-    is the answer. A moment that has passed is as good as an empty cell, so the sketch cleans itself.
-    """
-
-    def __init__(self, width: int) -> None:
-        self._width = width
-        self._cells = array("d", bytes(8 * _ROWS * width))
-        self._latest = -inf
-
-    def write(self, key: object, at: int) -> None:
-        self._latest = max(self._latest, at)
-        for cell in self._places(key):
-            if self._cells[cell] < at:
-                self._cells[cell] = at
-
-    def read(self, key: object, now: int) -> int:
-        if self._latest <= now:
-            return 0
-        return int(min(self._cells[cell] for cell in self._places(key)))
-
-    def _places(self, key: object) -> list[int]:
-        mixed = hash(key) & 0xFFFFFFFFFFFFFFFF
-        return [
-            row * self._width + ((((mixed ^ (mixed >> 29)) * odd) & 0xFFFFFFFFFFFFFFFF) >> 20) % self._width
-            for row, odd in enumerate(_ODD)
-        ]
 
 
 class Space:
@@ -149,11 +112,19 @@ class Space:
     space was made, or of the wall for fixed windows.
     """
 
-    def __init__(self, store: MemoryStore, quotas: tuple[Quota, ...], clock: Clock, wall_clock: Clock) -> None:
+    def __init__(
+        self,
+        capacity: Capacity,
+        quotas: tuple[Quota, ...],
+        clock: Clock,
+        wall_clock: Clock,
+        teller: Teller | None,
+    ) -> None:
         self.quotas = quotas
         self.rules = rules_of(quotas)
-        self.spilled = 0  # live keys that went into the sketch and were not told of yet
-        self._store = store
+        self._told_at = -inf
+        self._teller = teller
+        self._capacity = capacity
         self.wall_offset = 0  # microseconds by which a shared store's wall clock is ahead of ours
         self._clock = clock
         self._wall_clock = wall_clock
@@ -162,14 +133,21 @@ class Space:
         self.aligned = aligned if True in aligned else ()
         """Which rules go by the wall clock; empty if none does."""
         self._single = self.rules[0] if len(self.rules) == 1 else None
-        self._states: dict[str, Any] = {}
-        self._ring: list[str] = []  # the same keys, for the hand that looks for drained ones
-        self._hand = 0
-        self._sketch: _Sketch | None = None
+        self._gcra = self._single if isinstance(self._single, Gcra) else None
+        self._quick: tuple[Any, ...] | None = None
+        self._keys = Keys(capacity, self.now, self._drains)
+        self._states = self._keys.states
         self._blocks: dict[str, int] = {}
+        self.take_lock()
 
-    def __len__(self) -> int:
-        return len(self._ring)
+    def take_lock(self) -> None:
+        """Use the store's lock, and have at hand what most calls need: one look-up instead of ten."""
+        lock = self._lock = self._capacity.lock
+        if self._gcra is not None:
+            rule = self._gcra
+            ceiling, seconds = rule.capacity + rule.slack, SECONDS / rule.drain
+            of_rule = (rule.drain, rule.unit, ceiling, self._states, lock, rule.quota, rule.quota.limit, seconds)
+            self._quick = (self._clock, self._origin, *of_rule)
 
     # --- time ---
 
@@ -192,31 +170,39 @@ class Space:
 
     def acquire(self, key: str, cost: int, source: Source = "memory") -> Decision:
         """Take `cost` units if every rule admits them; a refused call changes nothing, nor does a cost of 0."""
-        rule = self._single
-        if type(rule) is not Gcra or key in self._blocks:
+        if self._quick is None or (self._blocks and key in self._blocks):
             return self.at_once(key, cost, self.rules, source)
         # The common case, written out: one GCRA rule. `at_once` says the same for all rules.
-        clock_now = int((self._clock() - self._origin) * 1e6)
-        now = clock_now * rule.drain
-        with self._store._lock:  # noqa: SLF001 - the store and its spaces are one machine
-            state = self._states.get(key)
+        clock, origin, drain, unit, ceiling, states, lock, quota, limit, seconds = self._quick
+        micros = int((clock() - origin) * 1e6)
+        now = micros * drain
+        with lock:
+            state = states.get(key)
             if state is None:
-                state = self._recall(key, clock_now)
-                after = (state if state > now else now) + cost * rule.unit
-                over = after - now - rule.capacity
-                if over <= rule.slack and cost:
-                    self._insert(key, after, clock_now)
+                state = self._recalled(0, key, micros, micros) if self._keys.recalls else 0
+                level = (state - now if state > now else 0) + cost * unit
+                if level <= ceiling:
+                    self._keys.insert(key, now + level, micros)
             else:
-                after = (state if state > now else now) + cost * rule.unit
-                over = after - now - rule.capacity
-                if over <= rule.slack:
-                    self._states[key] = after
-        quota, unit, drain = rule.quota, rule.unit, rule.drain
-        if over <= rule.slack:
-            remaining = (rule.slack - over) // unit
-            reset_after = -((now - after) // drain) * SECONDS
-            return _new(Decision, (True, quota.limit, remaining, None, reset_after, quota, source, True, False, cost))
-        return self.at_once(key, cost, self.rules, source)
+                level = (state - now if state > now else 0) + cost * unit
+                if level <= ceiling:
+                    states[key] = now + level
+        if self._keys.spilled:
+            self.tell_spilled()
+        if level > ceiling:
+            return self.at_once(key, cost, self.rules, source)
+        remaining = (ceiling - level) // unit
+        return _new(Decision, (True, limit, remaining, None, level * seconds, quota, source, True, False, cost))
+
+    def tell_spilled(self) -> None:
+        """Tell how many live keys had to leave since this was last told, once a second at the most."""
+        now = self._clock()
+        if self._teller is None or not KeysSpilled.sinks or now - self._told_at < 1.0:
+            return
+        with self._lock:
+            count, self._keys.spilled, self._told_at = self._keys.spilled, 0, now
+        if count:
+            self._teller.tell(KeysSpilled, count=count)
 
     def at_once(
         self, key: str, cost: int, rules: Sequence[Rule], source: Source, *, least: int | None = None
@@ -224,7 +210,7 @@ class Space:
         """Take `cost` units by `rules`, or as many of them as there is room for if that is at least `least`."""
         now = self.now()
         nows = self.nows(now)
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             impossible = least is None and any(cost > rule.most for rule in rules)
@@ -239,6 +225,8 @@ class Space:
                 self._save(key, states, now)
             asked = cost if least is None else least
             standings = stand(rules, states, nows, asked)
+        if self._keys.spilled:
+            self.tell_spilled()
         if impossible:
             return never(rules, standings, source)
         if blocked or (taken < asked):
@@ -249,7 +237,7 @@ class Space:
         """Tell what `cost` units would get, and change nothing."""
         now = self.now()
         nows = self.nows(now)
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             standings = stand(rules, states, nows, cost)
@@ -265,7 +253,7 @@ class Space:
         """Take `cost` units that pass within `longest` microseconds, and tell when; None and nothing if they do not."""
         now = self.now()
         nows = self.nows(now)
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             standings = stand(rules, states, nows, cost)
@@ -276,8 +264,7 @@ class Space:
                 return None, refused(standings, source, blocked=blocked)
             if cost:
                 states = [
-                    rule.charge(state, at, cost, at + wait)
-                    for rule, state, at in zip(rules, states, nows, strict=True)
+                    rule.charge(state, at, cost, at + wait) for rule, state, at in zip(rules, states, nows, strict=True)
                 ]
                 self._save(key, states, now)
             return wait, passed(stand(rules, states, nows, cost), cost, source)
@@ -287,13 +274,12 @@ class Space:
         now = self.now()
         nows = self.nows(now)
         waits = []
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             states = self._refunded(rules, self._load(key, now, nows), nows, back + sum(costs))
             for cost in costs:
                 wait = max(rule.wait(state, at, cost) for rule, state, at in zip(rules, states, nows, strict=True))
                 states = [
-                    rule.charge(state, at, cost, at + wait)
-                    for rule, state, at in zip(rules, states, nows, strict=True)
+                    rule.charge(state, at, cost, at + wait) for rule, state, at in zip(rules, states, nows, strict=True)
                 ]
                 waits.append(wait)
             self._save(key, states, now)
@@ -303,8 +289,8 @@ class Space:
         """Give `cost` units back."""
         now = self.now()
         nows = self.nows(now)
-        with self._store._lock:  # noqa: SLF001 - as above
-            if key in self._states or self._sketch is not None:
+        with self._lock:
+            if key in self._states or self._keys.recalls:
                 self._save(key, self._refunded(rules, self._load(key, now, nows), nows, cost), now)
         return self.at_once(key, 0, rules, source)
 
@@ -315,9 +301,9 @@ class Space:
     def reset(self, key: str) -> None:
         """Make `key` as new, its block included."""
         now = self.now()
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             self._blocks.pop(key, None)
-            if key in self._states or self._sketch is not None:
+            if key in self._states or self._keys.recalls:
                 self._save(key, [rule.empty for rule in self.rules], now)
 
     def block(self, key: str, microseconds: int) -> None:
@@ -325,13 +311,18 @@ class Space:
         if microseconds <= 0 and not self._blocks:
             return
         now = self.now()
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             self._blocks.pop(key, None)
             if microseconds <= 0:
                 return
-            if len(self._blocks) >= self._store.max_keys:
+            if len(self._blocks) >= self._capacity.max_keys:
                 self._make_room_for_block(now)
             self._blocks[key] = now + microseconds
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether any key was blocked."""
+        return bool(self._blocks)
 
     def is_blocked(self, key: str) -> bool:
         """Tell whether somebody blocked `key`."""
@@ -340,7 +331,7 @@ class Space:
     def _make_room_for_block(self, now: int) -> None:
         for key in [key for key, until in self._blocks.items() if until <= now]:
             del self._blocks[key]
-        if len(self._blocks) >= self._store.max_keys:  # all of them hold: the one that ends first ends now
+        if len(self._blocks) >= self._capacity.max_keys:  # all of them hold: the one that ends first ends now
             del self._blocks[min(self._blocks, key=self._blocks.__getitem__)]
 
     def _blocked(self, key: str, now: int) -> int:
@@ -359,13 +350,12 @@ class Space:
         if key not in self._blocks:
             if state is None:
                 return None
-            rule = self._single
-            if type(rule) is Gcra:  # the common case, decided without a lock: it is one read of one number
-                if state + cost * rule.unit - self.now() * rule.drain <= rule.capacity + rule.slack:
-                    return None
+            rule = self._gcra  # the common case, decided without a lock: it is one read of one number
+            if rule is not None and state + cost * rule.unit - self.now() * rule.drain <= rule.capacity + rule.slack:
+                return None
         now = self.now()
         nows = self.nows(now)
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             standings = stand(self.rules, states, nows, cost)
@@ -377,142 +367,70 @@ class Space:
 
     def learn(self, key: str, states: Sequence[Any]) -> None:
         """Take over what a shared store said of `key`."""
-        with self._store._lock:  # noqa: SLF001 - as above
-            self._save(key, states, self.now())
+        with self._lock:
+            if key in self._states:
+                self._states[key] = states[0] if self._single is not None else tuple(states)
+            else:
+                self._save(key, states, self.now())
 
     def standings(self, key: str, cost: int, now: int) -> list[Standing]:
         """Tell where the rules stand for a call of `cost`."""
         nows = self.nows(now)
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             return stand(self.rules, self._load(key, now, nows), nows, cost)
 
     def clear(self) -> None:
         """Forget every key."""
-        with self._store._lock:  # noqa: SLF001 - as above
-            self._store._size -= len(self._ring)  # noqa: SLF001 - as above
-            self._states.clear()
-            self._ring.clear()
+        with self._lock:
+            self._keys.clear()
             self._blocks.clear()
-            self._hand, self._sketch = 0, None
 
     def owe(self, key: str, cost: int, rules: Sequence[Rule]) -> None:
         """Take `cost` units unasked."""
         now = self.now()
         nows = self.nows(now)
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             states = self._load(key, now, nows)
             charged = [rule.charge(state, at, cost, at) for rule, state, at in zip(rules, states, nows, strict=True)]
             self._save(key, charged, now)
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Give the keys that are held."""
-        with self._store._lock:  # noqa: SLF001 - as above
-            return list(self._ring)
+        with self._lock:
+            return self._keys.names()
 
     def levels(self, key: str) -> list[int]:
         """Give for each rule what `key` still owes."""
         now = self.now()
         nows = self.nows(now)
-        with self._store._lock:  # noqa: SLF001 - as above
+        with self._lock:
             states = self._load(key, now, nows)
             return [rule.level(state, at) for rule, state, at in zip(self.rules, states, nows, strict=True)]
 
     # --- keeping ---
 
-    def _load(self, key: str, now: int, nows: Sequence[int]) -> Sequence[Any]:
+    def _load(self, key: str, now: int, nows: Sequence[int]) -> list[Any]:
         state = self._states.get(key, _ABSENT)
         if state is _ABSENT:
-            states = self._recalled(key, now, nows)
+            states: Sequence[Any] = [
+                self._recalled(index, key, now, at) for index, at in zip(range(len(self.rules)), nows, strict=True)
+            ]
         else:
             states = (state,) if self._single is not None else state
         return [rule.clamped(one, at) for rule, one, at in zip(self.rules, states, nows, strict=True)]
 
     def _save(self, key: str, states: Sequence[Any], now: int) -> None:
-        state = states[0] if self._single is not None else tuple(states)
-        if key in self._states:
-            self._states[key] = state
-        else:
-            self._insert(key, state, now)
+        self._keys.put(key, states[0] if self._single is not None else tuple(states), now)
 
-    def _insert(self, key: str, state: Any, now: int) -> None:
-        """Keep a new key, in the place of a drained one if the hand meets one."""
-        ring, store = self._ring, self._store
-        for _ in range(min(_LOOKED_AT, len(ring))):
-            if self._drains_in(ring[self._hand], now) <= 0:
-                self._replace(key, state)
-                return
-            self._hand = (self._hand + 1) % len(ring)
-        if store._size < store.max_keys:  # noqa: SLF001 - as above
-            store._size += 1  # noqa: SLF001 - as above
-            ring.append(key)
-            self._states[key] = state
-            return
-        if ring:
-            self._spill(now)
-            self._replace(key, state)
-        else:
-            self._take_place(key, state, now)
+    def _recalled(self, index: int, key: str, now: int, at: int) -> Any:
+        """Give what a key that is not held owes under one rule, whose time is `at`."""
+        left = self._keys.recall(key, index, now)
+        rule = self.rules[index]
+        return rule.remembered(at + left, at) if left else rule.empty
 
-    def _replace(self, key: str, state: Any) -> None:
-        """Put a new key into the place that the hand points at."""
-        del self._states[self._ring[self._hand]]
-        self._ring[self._hand] = key
-        self._states[key] = state
-        self._hand = (self._hand + 1) % len(self._ring)
-
-    def _spill(self, now: int) -> None:
-        """Point the hand at the live key, of the next few, that drains first, and send it into the sketch."""
-        ring = self._ring
-        places = [(self._hand + step) % len(ring) for step in range(min(_CANDIDATES, len(ring)))]
-        self._hand = min(places, key=lambda place: self._drains_in(ring[place], now))
-        key = ring[self._hand]
-        if self._drains_in(key, now) > 0:
-            self._remember(key, now)
-
-    def _remember(self, key: str, now: int) -> None:
-        self.spilled += 1
-        if not self._store.spill:
-            return
-        if self._sketch is None:
-            self._sketch = _Sketch(2 * self._store.max_keys)
-        nows = self.nows(now)
-        for index, (rule, state, at) in enumerate(zip(self.rules, self._load(key, now, nows), nows, strict=True)):
-            self._sketch.write((index, key), now + rule.drained(state, at))
-
-    def _take_place(self, key: str, state: Any, now: int) -> None:
-        """Take a place from the limiter on this store that has most keys: this one has none, and all are taken."""
-        store = self._store
-        largest = max(store._spaces.values(), key=len)  # noqa: SLF001 - as above
-        largest._spill(largest.now())
-        ring = largest._ring
-        del largest._states[ring[largest._hand]]
-        ring[largest._hand] = ring[-1]
-        ring.pop()
-        largest._hand = 0
-        self._ring.append(key)
-        self._states[key] = state
-
-    def _recall(self, key: str, now: int) -> Any:
-        """Give what a key that is not held owes, under one rule."""
-        return self._recalled(key, now, self.nows(now))[0] if self._sketch is not None else self.rules[0].empty
-
-    def _recalled(self, key: str, now: int, nows: Sequence[int]) -> list[Any]:
-        sketch = self._sketch
-        if sketch is None:
-            return [rule.empty for rule in self.rules]
-        ends = [max(0, sketch.read((index, key), now) - now) for index in range(len(self.rules))]
-        return [
-            rule.remembered(at + left, at) if left else rule.empty
-            for rule, left, at in zip(self.rules, ends, nows, strict=True)
-        ]
-
-    def _drains_in(self, key: str, now: int) -> int:
-        state = self._states[key]
-        if self._single is not None:
-            return self._single.drained(state, self.nows(now)[0])
-        return max(
-            rule.drained(one, at) for rule, one, at in zip(self.rules, state, self.nows(now), strict=True)
-        )
+    def _drains(self, state: Any, now: int) -> list[int]:
+        states = (state,) if self._single is not None else state
+        return [rule.drained(one, at) for rule, one, at in zip(self.rules, states, self.nows(now), strict=True)]
 
 
 _ABSENT: Final = object()

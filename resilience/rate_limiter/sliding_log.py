@@ -18,8 +18,8 @@ class Log:
     """What was admitted in the last period, and what is reserved ahead: moments in order, with their weight.
 
     Attributes:
-        refused: the smallest cost that a shared store refused when it told this log; 0 if it refused none. What is known
-            of its log here does not say when a smaller cost will fit.
+        refused: the smallest cost that a shared store refused when it told this log; 0 if it refused none. What is
+            known of its log here does not say when a smaller cost will fit.
     """
 
     __slots__ = ("entries", "refused", "used")
@@ -148,7 +148,7 @@ class SlidingLog:
         log.add(now, level)
         return log
 
-    def spec(self, wall: int) -> str:
+    def spec(self, wall: int) -> str:  # noqa: ARG002 - as `Rule` has it
         """Give the rule in the words of `sliding_log.lua`."""
         return f"l {self.capacity} {self.quota.microseconds} {self.quota.microseconds + longest_wait(self.quota)}"
 

@@ -12,16 +12,26 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import redis
 import redis.asyncio
-import redis.asyncio.connection as async_connections
-import redis.asyncio.sentinel as async_sentinel
-import redis.connection as connections
-import redis.sentinel as sentinel
+import redis.asyncio.cluster
+import redis.asyncio.connection
+import redis.asyncio.sentinel
+import redis.cluster
+import redis.connection
+import redis.sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from resilience.checks import shown
 from resilience.errors import ConfigurationError
+
+# redis-py types its connections and sentinels in part only.
+_async_connections: Any = redis.asyncio.connection
+_async_sentinel: Any = redis.asyncio.sentinel
+_connections: Any = redis.connection
+_sentinel: Any = redis.sentinel
+_async_cluster: Any = redis.asyncio.cluster
+_cluster: Any = redis.cluster
 
 SCHEMES: Final = {
     "redis": "redis",
@@ -52,7 +62,7 @@ class Target:
     Attributes:
         kind: one server, the primary that sentinels name, or a cluster.
         addresses: host and port of the server, the sentinels or the first nodes; empty for a Unix socket.
-        options: how to connect, as keyword arguments of redis-py's connections.
+        options: how to connect, as keyword arguments of redis-py's _connections.
         service: what sentinels call the primary.
         sentinel_options: how to connect to the sentinels.
         tls: whether connections are encrypted.
@@ -131,7 +141,7 @@ def _kept(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_tls(kind: object) -> bool:
-    known = (connections.SSLConnection, async_connections.SSLConnection)
+    known = (_connections.SSLConnection, _async_connections.SSLConnection)
     return isinstance(kind, type) and issubclass(kind, known)
 
 
@@ -147,19 +157,21 @@ def _target_of_url(url: str) -> Target:
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - urllib and redis-py raise many kinds, whose text may show the password
-        raise ConfigurationError(f"url must be a {scheme}:// URL that can be read, got {type(error).__name__}") from None
+        raise ConfigurationError(
+            f"url must be a {scheme}:// URL that can be read, got {type(error).__name__}"
+        ) from None
 
 
 def _target_of_parts(scheme: str, parts: SplitResult, url: str) -> Target:
     plain = f"{SCHEMES[scheme]}://{url.partition('://')[2]}"
     tls = SCHEMES[scheme] == "rediss"
     if "+" not in scheme:
-        pool = connections.ConnectionPool.from_url(plain)
+        pool = _connections.ConnectionPool.from_url(plain)
         return _single(_kept(pool.connection_kwargs), tls=tls)
     credentials, _, hosts = parts.netloc.rpartition("@")
     addresses = tuple(_address(host, 26379 if "sentinel" in scheme else 6379) for host in hosts.split(","))
     query = f"?{parts.query}" if parts.query else ""
-    pool = connections.ConnectionPool.from_url(f"{SCHEMES[scheme]}://{credentials}@host{query}")
+    pool = _connections.ConnectionPool.from_url(f"{SCHEMES[scheme]}://{credentials}@host{query}")
     options = {name: value for name, value in _kept(pool.connection_kwargs).items() if name not in ("host", "port")}
     path = [unquote(part) for part in parts.path.split("/") if part]
     if "cluster" in scheme:
@@ -197,16 +209,16 @@ def async_connection_maker(target: Target) -> Any:
     """Give a function that makes an unconnected asyncio connection. Timeouts of reading are the caller's."""
     options = target.options | _patience(AsyncRetry(NoBackoff(), 0)) | {"socket_timeout": None}
     if target.kind == "sentinel":
-        manager = async_sentinel.Sentinel(
+        manager = _async_sentinel.Sentinel(
             target.addresses,
             sentinel_kwargs=target.sentinel_options | _sentinel_patience(AsyncRetry(NoBackoff(), 0)),
             **options,
         )
-        pool = async_sentinel.SentinelConnectionPool(target.service, manager, ssl=target.tls, **options)
+        pool = _async_sentinel.SentinelConnectionPool(target.service, manager, ssl=target.tls, **options)
         return lambda: pool.connection_class(**pool.connection_kwargs)
     if not target.addresses:
-        return lambda: async_connections.UnixDomainSocketConnection(**options)
-    kind = async_connections.SSLConnection if target.tls else async_connections.Connection
+        return lambda: _async_connections.UnixDomainSocketConnection(**options)
+    kind = _async_connections.SSLConnection if target.tls else _async_connections.Connection
     host, port = target.addresses[0]
     return lambda: kind(host=host, port=port, **options)
 
@@ -215,16 +227,16 @@ def sync_connection_maker(target: Target) -> Any:
     """Give a function that makes an unconnected blocking connection."""
     options = target.options | _patience(Retry(NoBackoff(), 0)) | {"socket_timeout": CONNECT_TIMEOUT}
     if target.kind == "sentinel":
-        manager = sentinel.Sentinel(
+        manager = _sentinel.Sentinel(
             list(target.addresses),
             sentinel_kwargs=target.sentinel_options | _sentinel_patience(Retry(NoBackoff(), 0)),
             **options,
         )
-        pool = sentinel.SentinelConnectionPool(target.service, manager, ssl=target.tls, **options)
+        pool = _sentinel.SentinelConnectionPool(target.service, manager, ssl=target.tls, **options)
         return lambda: pool.connection_class(**pool.connection_kwargs)
     if not target.addresses:
-        return lambda: connections.UnixDomainSocketConnection(**options)
-    kind = connections.SSLConnection if target.tls else connections.Connection
+        return lambda: _connections.UnixDomainSocketConnection(**options)
+    kind = _connections.SSLConnection if target.tls else _connections.Connection
     host, port = target.addresses[0]
     return lambda: kind(host=host, port=port, **options)
 
@@ -238,15 +250,15 @@ def _sentinel_patience(retry: object) -> dict[str, Any]:
 def make_async_cluster(target: Target) -> Any:
     """Make an asyncio client of the cluster that resends only what a node refused to run."""
     options = target.options | _patience(None) | _cluster_retry(AsyncRetry(NoBackoff(), 0))
-    nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.addresses]
-    return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=target.tls, **_without_retries_of_nodes(options))
+    nodes = [_async_cluster.ClusterNode(host, port) for host, port in target.addresses]
+    return _async_cluster.RedisCluster(startup_nodes=nodes, ssl=target.tls, **_without_retries_of_nodes(options))
 
 
 def make_sync_cluster(target: Target) -> Any:
     """Make a blocking client of the cluster that resends only what a node refused to run."""
     options = target.options | _patience(None) | _cluster_retry(Retry(NoBackoff(), 0))
-    nodes = [redis.cluster.ClusterNode(host, port) for host, port in target.addresses]
-    return redis.RedisCluster(startup_nodes=nodes, ssl=target.tls, **_without_retries_of_nodes(options))
+    nodes = [_cluster.ClusterNode(host, port) for host, port in target.addresses]
+    return _cluster.RedisCluster(startup_nodes=nodes, ssl=target.tls, **_without_retries_of_nodes(options))
 
 
 def _cluster_retry(retry: object) -> dict[str, Any]:
@@ -256,8 +268,12 @@ def _cluster_retry(retry: object) -> dict[str, Any]:
 
 
 def _without_retries_of_nodes(options: dict[str, Any]) -> dict[str, Any]:
-    dropped = ("retry_on_error", "retry_on_timeout", "client_name") if options.get("client_name") is None else (
-        "retry_on_error",
-        "retry_on_timeout",
+    dropped = (
+        ("retry_on_error", "retry_on_timeout", "client_name")
+        if options.get("client_name") is None
+        else (
+            "retry_on_error",
+            "retry_on_timeout",
+        )
     )
     return {name: value for name, value in options.items() if name not in dropped} | {"socket_timeout": CONNECT_TIMEOUT}

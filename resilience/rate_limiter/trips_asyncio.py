@@ -6,15 +6,12 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from .batch import Batch, Caller, Item, Limiter, Operation, Pending, Wake
-from .lines import AsyncClusterLine, AsyncLine, make_async_line
-
-if TYPE_CHECKING:
-    from .redis import Call, RedisStore
+from .batch import Batch, Caller, Item, Pending, Request, Wake
+from .lines import AsyncClusterLine, AsyncLine, make_async_line, refused_to_run
+from .store import Call, SharedStore
 
 MAX_FLYING: Final = 4
 """Trips under way at once. The second and further ones start only when the next batch is full, or has waited a quarter
@@ -36,7 +33,7 @@ class _Shard:
 class AsyncioTrips:
     """Everything that one store does on one loop. Ends with the loop, or with `close`."""
 
-    def __init__(self, store: RedisStore, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, store: SharedStore, loop: asyncio.AbstractEventLoop) -> None:
         self._store = store
         self._loop = loop
         self._shards: dict[int, _Shard] = {}
@@ -44,42 +41,31 @@ class AsyncioTrips:
         self._cluster_line: AsyncClusterLine | None = None
         self._end: AsyncGenerator[None, None] | None = None
 
-    async def ask(self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str) -> Caller:
-        """Ask with the next trip; the answer is the outcome of the caller's item.
+    async def ask(self, request: Request) -> tuple[Item, int]:
+        """Ask with the next trip; gives the item with its outcome, and the caller's place in it.
 
         Cancellation: what was granted meanwhile is given back.
         """
         future: asyncio.Future[None] = self._loop.create_future()
-        caller = self._join(limiter, operation, key, cost, extra, partial(_resolve, future))
+        item, caller = self._join(request, partial(_resolve, future))
         try:
             await future
         except BaseException:
-            caller.gone = True
-            self._refund(caller.item, caller.item.taken_by(caller))
+            self._refund(item, item.leave(caller))
             raise
-        return caller
+        return item, caller.rank
 
-    def tell(
-        self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str, then: Wake | None = None
-    ) -> None:
+    def tell(self, request: Request, then: Wake | None = None) -> None:
         """Ask, and do not wait."""
-        self._join(limiter, operation, key, cost, extra, then)
+        self._join(request, then)
 
-    def _join(
-        self,
-        limiter: Limiter,
-        operation: Operation,
-        key: str,
-        cost: int,
-        extra: str,
-        wake: Wake | None,
-    ) -> Caller:
-        number = self._store.shard_of(key)
+    def _join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller]:
+        number = self._store.shard_of(request.key)
         shard = self._shard(number)
         deadline = self._loop.time() + self._store.budget
-        caller, _ = shard.pending.join(limiter, operation, key, cost, extra, wake, deadline)
+        item, caller, _ = shard.pending.join(request, wake, deadline)
         self._start(number, shard)
-        return caller
+        return item, caller
 
     def _shard(self, number: int) -> _Shard:
         shard = self._shards.get(number)
@@ -89,7 +75,7 @@ class AsyncioTrips:
 
     def _refund(self, item: Item, units: int) -> None:
         if units:
-            self.tell(item.limiter, "refund", item.key, units, "")
+            self.tell(Request(item.request.limiter, "refund", item.request.key, units))
 
     # --- trips ---
 
@@ -145,7 +131,7 @@ class AsyncioTrips:
                 reply = await line.call(keys, arguments)
             store.settle(permit, reply, batch, began, refreshing=refreshing)
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
-            store.fail(permit, error, batch, sent=line.sent)
+            store.fail(permit, error, batch, certain=not line.sent or refused_to_run(error))
             self._fail_pending()
             self._recover()
         except BaseException:
@@ -239,11 +225,11 @@ class AsyncioTrips:
                 line = shard.idle.pop()
                 if line is not self._cluster_line:
                     await line.close()
-        line, self._cluster_line = self._cluster_line, None
-        if line is not None:
-            await line.close()
+        shared, self._cluster_line = self._cluster_line, None
+        if shared is not None:
+            await shared.close()
 
 
 def _resolve(future: asyncio.Future[None], _: Item) -> None:
-    with suppress(asyncio.InvalidStateError):  # cancelled meanwhile
+    if not future.done():  # cancelled meanwhile
         future.set_result(None)

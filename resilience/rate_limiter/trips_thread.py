@@ -7,15 +7,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import anyio
-
-from .batch import Batch, Caller, Item, Limiter, Operation, Pending, Unreachable, Wake
-from .lines import SyncClusterLine, SyncLine, make_sync_line
-
-if TYPE_CHECKING:
-    from .redis import Call, RedisStore
+from .batch import Batch, Caller, Item, Pending, Request, Unreachable, Wake
+from .lines import SyncClusterLine, SyncLine, make_sync_line, refused_to_run
+from .store import Call, SharedStore
 
 IDLE: Final = 10.0
 """Seconds without work after which the thread ends, and closes its line."""
@@ -25,23 +21,46 @@ PATIENCE: Final = 0.02
 
 
 class _Bell:
-    """Wakes the callers of one trio run, all that a batch answered with one hop."""
+    """Wakes the callers of one trio run, all that a batch answered with one hop.
 
-    __slots__ = ("event", "token")
+    One of them watches the time for all.
+    """
 
-    def __init__(self, token: Any) -> None:
-        self.event = anyio.Event()
-        self.token = token
+    __slots__ = ("_event", "_token", "_watched")
+
+    def __init__(self, token: Any, event: Any) -> None:
+        self._token = token
+        self._event = event
+        self._watched = False
 
     def ring(self) -> None:
-        with suppress(Exception):  # the run is over, and with it those who waited
-            self.token.run_sync_soon(self.event.set)
+        """Wake all callers, from any thread."""
+        with suppress(RuntimeError):  # the run is over, and with it those who waited
+            self._token.run_sync_soon(self._set)
+
+    def _set(self) -> None:
+        self._event.set()
+
+    async def wait(self, trio: Any, seconds: float) -> None:
+        """Wait until the bell rings, `seconds` at the most, or until somebody else has to watch the time."""
+        event = self._event
+        if self._watched:
+            await event.wait()
+            return
+        self._watched = True
+        try:
+            with trio.move_on_after(seconds):
+                await event.wait()
+        finally:
+            if not event.is_set():
+                self._watched, self._event = False, trio.Event()
+                event.set()
 
 
 class ThreadTrips:
     """Everything that one store does without asyncio. The thread starts when it is needed, and ends when it is not."""
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: SharedStore) -> None:
         self._store = store
         # Guards everything below; notified when there is something to do. Nothing of the user's runs under it.
         self._work = threading.Condition()
@@ -54,67 +73,60 @@ class ThreadTrips:
 
     # --- asking ---
 
-    async def ask(self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str) -> Caller:
-        """Ask with the next trip, from a task; the answer is the outcome of the caller's item.
+    async def ask(self, request: Request) -> tuple[Item, int]:
+        """Ask with the next trip, from a task; gives the item with its outcome, and the caller's place there.
 
         Cancellation: what was granted meanwhile is given back.
         """
-        token = _trio_token()
+        import trio  # noqa: PLC0415 - only a program that runs on trio has it
+
+        token = trio.lowlevel.current_trio_token()
         with self._work:
-            caller, batch = self._join(limiter, operation, key, cost, extra, None)
-            if caller.item.outcome is not None:
-                return caller
+            item, caller, batch = self._join(request, None)
+            if item.outcome is not None:
+                return item, caller.rank
             bell = batch.bells.get(token)
             if bell is None:
-                bell = batch.bells[token] = _Bell(token)
+                bell = batch.bells[token] = _Bell(token, trio.Event())
+        deadline = batch.deadline + PATIENCE
         try:
-            with anyio.move_on_after(self._store.budget + PATIENCE):
-                await bell.event.wait()
+            while not item.done and (left := deadline - time.monotonic()) > 0:
+                await bell.wait(trio, left)
         except BaseException:
-            self._leave(caller)
+            self._refund(item, item.leave(caller))
             raise
-        return self._answered(caller)
+        return self._answered(item, caller)
 
-    def ask_sync(self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str) -> Caller:
-        """Ask with the next trip, from a thread; the answer is the outcome of the caller's item."""
+    def ask_sync(self, request: Request) -> tuple[Item, int]:
+        """Ask with the next trip, from a thread; gives the item with its outcome, and the caller's place there."""
         done = threading.Event()
         with self._work:
-            caller, _ = self._join(limiter, operation, key, cost, extra, lambda _: done.set())
+            item, caller, _ = self._join(request, lambda _: done.set())
         try:
             done.wait(self._store.budget + PATIENCE)
         except BaseException:
-            self._leave(caller)
+            self._refund(item, item.leave(caller))
             raise
-        return self._answered(caller)
+        return self._answered(item, caller)
 
-    def tell(
-        self, limiter: Limiter, operation: Operation, key: str, cost: int, extra: str, then: Wake | None = None
-    ) -> None:
+    def tell(self, request: Request, then: Wake | None = None) -> None:
         """Ask, and do not wait."""
         with self._work:
-            self._join(limiter, operation, key, cost, extra, then)
+            self._join(request, then)
 
-    def _join(
-        self,
-        limiter: Limiter,
-        operation: Operation,
-        key: str,
-        cost: int,
-        extra: str,
-        wake: Wake | None,
-    ) -> tuple[Caller, Batch]:
-        number = self._store.shard_of(key)
+    def _join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller, Batch]:
+        number = self._store.shard_of(request.key)
         pending = self._pending.get(number)
         if pending is None:
             pending = self._pending[number] = Pending(self._store.max_batch)
         deadline = time.monotonic() + self._store.budget
-        joined = pending.join(limiter, operation, key, cost, extra, wake, deadline)
+        joined = pending.join(request, wake, deadline)
         self._wake_thread()
         return joined
 
     def _refund(self, item: Item, units: int) -> None:
         if units:
-            self.tell(item.limiter, "refund", item.key, units, "")
+            self.tell(Request(item.request.limiter, "refund", item.request.key, units))
 
     def _wake_thread(self) -> None:
         if self._thread is None:
@@ -124,18 +136,15 @@ class ThreadTrips:
         else:
             self._work.notify()
 
-    def _answered(self, caller: Caller) -> Caller:
-        if caller.item.outcome is None:  # the thread is stuck, in a name server say: it will not be waited for
-            caller.gone = True
-            self._store.lose("TimeoutError")
-            stand_in = Item(caller.item.limiter, caller.item.operation, caller.item.key, caller.item.cost, "")
-            stand_in.outcome = Unreachable(self._store.cause, certain=False)
-            return Caller(stand_in, None)
-        return caller
-
-    def _leave(self, caller: Caller) -> None:
-        caller.gone = True
-        self._refund(caller.item, caller.item.taken_by(caller))
+    def _answered(self, item: Item, caller: Caller) -> tuple[Item, int]:
+        if item.outcome is not None:
+            return item, caller.rank
+        # The thread is stuck, in a name server say: nobody waits for it.
+        item.leave(caller)
+        self._store.lose("TimeoutError")
+        stand_in = Item(item.request)
+        stand_in.outcome = Unreachable(self._store.cause, certain=False)
+        return stand_in, 0
 
     # --- the thread ---
 
@@ -179,7 +188,7 @@ class ThreadTrips:
                 reply = line.call(keys, arguments, batch.deadline - began)
                 store.settle(permit, reply, batch, began, refreshing=refreshing)
             except BaseException as error:  # noqa: BLE001 - the thread outlives everything, and the callers get an answer
-                store.fail(permit, error, batch, sent=line.sent)
+                store.fail(permit, error, batch, certain=not line.sent or refused_to_run(error))
                 self._fail_pending()
         for item in batch.items:
             self._refund(item, item.excess())
@@ -208,7 +217,7 @@ class ThreadTrips:
         steps = self._steps
         try:
             step = steps.throw(self._answer) if isinstance(self._answer, Exception) else steps.send(self._answer)
-        except BaseException as error:  # noqa: BLE001 - StopIteration at their end; the thread outlives all others
+        except BaseException as error:
             steps.close()
             with self._work:
                 self._steps = self._answer = None
@@ -251,7 +260,7 @@ class ThreadTrips:
 class _Lines:
     """The lines of the thread: one to a server, or the client of a cluster."""
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: SharedStore) -> None:
         self._store = store
         self._line: SyncLine | SyncClusterLine | None = None
 
@@ -266,13 +275,9 @@ class _Lines:
             self._line.close()
 
 
-def _trio_token() -> Any:
-    import trio  # noqa: PLC0415 - only a program that runs on trio has it
-
-    return trio.lowlevel.current_trio_token()
-
-
 def current_run_sync_soon() -> Callable[..., object]:
     """Give the function by which any thread has something done in the trio run of this task."""
-    run_sync_soon: Callable[..., object] = _trio_token().run_sync_soon
+    import trio  # noqa: PLC0415 - as above
+
+    run_sync_soon: Callable[..., object] = trio.lowlevel.current_trio_token().run_sync_soon
     return run_sync_soon

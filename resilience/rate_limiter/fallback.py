@@ -1,0 +1,188 @@
+"""How a limiter decides while the shared store is out of reach: bounded, and made good when it is back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal, TypeAlias
+
+from resilience.clock import Clock
+from resilience.events import FallbackEntered, FallbackLeft
+
+from .batch import Batch, Limiter, Request
+from .decision import SECONDS, Decision, Rule, never, refused
+from .memory import MemoryStore, Space
+from .quota import Quota
+from .store import SharedStore
+from .telling import Teller
+
+FallbackPolicy: TypeAlias = Literal["share", "open", "closed"]
+
+MAX_KNOWN: Final = 10_000
+"""Keys whose last state is remembered, to answer denials and to go on in an outage; further ones go into a sketch."""
+
+
+class Fallback:
+    """The decisions of one limiter without its store.
+
+    In an outage this instance has a share of each limit: 1 / N of it, N being the instances that lived when the store
+    was last asked. A unit weighs N times as much as otherwise, so that what was known of a key in the store is at once
+    its state here. What is admitted meanwhile is noted, and charged to the store when it is back.
+
+    Attributes:
+        space: the last known state of each key.
+    """
+
+    def __init__(
+        self,
+        store: SharedStore,
+        quotas: Sequence[Quota],
+        *,
+        teller: Teller,
+        policy: FallbackPolicy,
+        clock: Clock,
+        wall_clock: Clock,
+    ) -> None:
+        self.policy = policy
+        self.space: Space = MemoryStore(MAX_KNOWN).space(teller.name, quotas, clock, wall_clock, None)
+        self.rules = self.space.rules
+        self._store = store
+        self._teller = teller
+        # What this instance admitted by itself, without what was known before: only that is charged to the store.
+        self._owed = MemoryStore(MAX_KNOWN, spill=False).space(teller.name, quotas, clock, wall_clock, None)
+        self._shares: tuple[int, tuple[Rule, ...]] = (1, self.rules)
+        self._outage = 0  # the number of the one that this limiter has told of
+
+    def shift_wall(self, microseconds: int) -> None:
+        """Take over how much the store's wall clock is ahead of what was thought."""
+        self.space.wall_offset += microseconds
+        self._owed.wall_offset = self.space.wall_offset
+
+    def decide(self, key: str, cost: int, *, certain: bool = True) -> Decision:
+        """Decide by the policy, because the store cannot."""
+        self._enter_outage()
+        if self.policy != "share":
+            return self._by_policy(cost, certain=certain)
+        rules = self._share()
+        if (refusal := self._too_large(key, cost, rules)) is not None:
+            return refusal
+        decision = self.space.at_once(key, cost, rules, "fallback")
+        if decision.granted and certain:  # else the store may have been charged: it must not be twice
+            self._owed.owe(key, decision.granted, rules)
+        return decision if certain else decision._replace(certain=False)
+
+    def decide_most(self, key: str, cost: int, *, certain: bool = True) -> Decision:
+        """Grant by the policy what can be granted, because the store cannot."""
+        self._enter_outage()
+        if self.policy != "share":
+            return self._by_policy(cost, certain=certain)
+        rules = self._share()
+        decision = self.space.at_once(key, cost, rules, "fallback", least=min(1, cost))
+        if decision.granted and certain:
+            self._owed.owe(key, decision.granted, rules)
+        return decision if certain else decision._replace(certain=False)
+
+    def reserve(self, key: str, cost: int, longest: int, *, certain: bool = True) -> tuple[int | None, Decision]:
+        """Let a caller wait for its turn in this instance's share."""
+        self._enter_outage()
+        if self.policy != "share":
+            decision = self._by_policy(cost, certain=certain)
+            return (0 if decision else None), decision
+        rules = self._share()
+        if (refusal := self._too_large(key, cost, rules)) is not None:
+            return None, refusal
+        wait, decision = self.space.reserve(key, cost, longest, rules, "fallback")
+        if wait is not None and certain and cost:
+            self._owed.owe(key, cost, rules)
+        return wait, decision if certain else decision._replace(certain=False)
+
+    def look(self, key: str, cost: int) -> Decision:
+        """Tell what a call would get."""
+        self._enter_outage()
+        if self.policy != "share":
+            return self._by_policy(cost, certain=True)._replace(granted=0)
+        rules = self._share()
+        return self._too_large(key, cost, rules) or self.space.peek(key, cost, rules, "fallback")
+
+    def give_back(self, key: str, cost: int) -> Decision:
+        """Give units back to this instance's share."""
+        self._enter_outage()
+        rules = self._share()
+        self._owed.refund(key, cost, rules, "fallback")
+        return self.space.refund(key, cost, rules, "fallback")
+
+    def requeue(self, key: str, back: int, costs: Sequence[int]) -> list[int]:
+        """Let callers who wait for their turn in this instance's share move up."""
+        return self.space.requeue(key, back, costs, self._share())
+
+    def _share(self) -> tuple[Rule, ...]:
+        instances = self._store.instances
+        if self._shares[0] != instances:
+            self._shares = instances, tuple(rule.shared(instances) for rule in self.rules)
+        return self._shares[1]
+
+    def _too_large(self, key: str, cost: int, rules: Sequence[Rule]) -> Decision | None:
+        """Refuse until the store is back what can pass there, but never within a share; or what can never pass."""
+        if all(cost <= rule.most for rule in rules):
+            return None
+        now = self.space.now()
+        levels = self.space.standings(key, cost, now)
+        if any(cost > rule.most for rule in self.rules):
+            return never(self.rules, levels, "fallback")
+        return refused(levels, "fallback", blocked=round(self._store.next_probe() / SECONDS))
+
+    def _by_policy(self, cost: int, *, certain: bool) -> Decision:
+        quota = self.rules[0].quota
+        if self.policy == "open":
+            left = max(0, quota.capacity - cost)
+            return Decision(True, quota.limit, left, None, 0.0, quota, "fallback", certain, granted=cost)
+        return Decision(False, quota.limit, 0, self._store.next_probe(), 0.0, quota, "fallback", certain)
+
+    # --- the outage ---
+
+    def _enter_outage(self) -> None:
+        store = self._store
+        store.asked()
+        if store.reachable or self._outage == store.outages:  # reachable: an overload of this process, no outage
+            return
+        self._outage = store.outages
+        if FallbackEntered.sinks:
+            self._teller.tell(FallbackEntered, cause=store.cause, instances=store.instances, policy=self.policy)
+
+    def leave_outage(self, replayed: int) -> None:
+        """Forget what only counted during the outage, and tell that it is over."""
+        self.space.clear()
+        if self._outage == self._store.outages:
+            self._outage = 0
+            if FallbackLeft.sinks:
+                self._teller.tell(FallbackLeft, duration=self._store.lost_for(), replayed=replayed)
+
+    def debts(self, limiter: Limiter, max_batch: int) -> Iterator[tuple[Batch, int]]:
+        """Give what was admitted without the store and has not drained yet, in batches, with the units in each."""
+        weight = self._store.instances
+        ready: dict[int, tuple[Batch, int]] = {}
+        for key in self._owed.names():
+            owed, level = self._owed.levels(key), self.space.levels(key)
+            if not any(owed):
+                continue
+            # What was known of the key before the outage is only made sure of: the store may have kept it, or lost it.
+            words = " ".join(f"{-(-own // weight)} {max(0, all_ - own)}" for own, all_ in zip(owed, level, strict=True))
+            shard = self._store.shard_of(key)
+            batch, units = ready.pop(shard) if shard in ready else (Batch(0.0), 0)
+            batch.join(Request(limiter, "replay", key, 0, words), None)
+            rule = self.rules[0]
+            units += max(1, -(-owed[0] // (weight * _unit(rule))))
+            if len(batch) >= max_batch:
+                yield batch, units
+            else:
+                ready[shard] = batch, units
+        yield from list(ready.values())
+
+    def paid(self, batch: Batch) -> None:
+        """Note that the store was charged with a batch of debts."""
+        for item in batch.items:
+            self._owed.reset(item.request.key)
+
+
+def _unit(rule: Rule) -> int:
+    unit: int = getattr(rule, "unit", 1)
+    return unit

@@ -1,0 +1,281 @@
+"""What is known of a shared store: how it is asked, whether it is within reach, and how it comes back."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from weakref import WeakSet
+from zlib import crc32
+
+from resilience.breaker import CircuitBreaker, CircuitBreakerConfig, CircuitState, Permit
+from resilience.errors import CircuitOpenError, type_name
+from resilience.events import InstanceCountChanged
+from resilience.windows import CountWindow
+
+from .batch import SHARDS, Batch
+from .telling import Teller
+
+if TYPE_CHECKING:
+    from .target import Target
+
+REFRESH: Final = 1.0
+"""Seconds between two notes of this instance that it lives."""
+LEASE: Final = 30.0
+"""Seconds after its last note for which an instance counts as live."""
+
+PROBE_SECONDS: Final = 2.0
+"""Seconds that the first probe may take, connecting included. The second has the budget of any other trip, or a store
+that is only slow would be found well, and lost again, for ever."""
+ABANDONED: Final = 60.0
+"""Seconds without a caller after which nobody looks after the store any more; the next caller starts it again."""
+REPLAY_ROUNDS: Final = 3
+
+BREAKER: Final = CircuitBreakerConfig(
+    window=CountWindow(1),
+    minimum_calls=1,
+    failure_rate_threshold=0.5,  # one of the two probes is enough to open it again
+    open_duration=0.8,
+    open_backoff=1.5,
+    max_open_duration=5.0,
+    open_jitter=0.25,  # so the first probe comes after 0.8 to 1 s
+    half_open_calls=2,
+    half_open_concurrency=1,
+    probe_lease=10.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of the script that a recovery wants made, within so many seconds."""
+
+    shard: int
+    keys: list[str]
+    arguments: list[str | int]
+    seconds: float
+
+
+Steps: TypeAlias = Generator[float | Call, Any, None]
+"""A recovery as steps: seconds to sleep, or a call to make, whose reply is sent in, or its error thrown."""
+
+
+class Debtor(Protocol):
+    """A limiter that may owe the store what it admitted without it."""
+
+    def debts(self, max_batch: int) -> Iterator[tuple[Batch, int]]:
+        """Give what is owed, in batches, with the units in each."""
+
+    def paid(self, batch: Batch) -> None:
+        """Note that the store was charged with a batch."""
+
+    def leave_outage(self, replayed: int) -> None:
+        """Note that the store decides again, and how many units it was charged with."""
+
+
+class SharedStore:
+    """A shared store as its limiters and trips know it; `RedisStore` makes the trips.
+
+    Attributes:
+        target: where it is.
+        instances: how many instances live, as of the last trip.
+        reachable: whether callers are sent to the store at all: the breaker's state as they see it, quick to read.
+        cause: the type of the error that made it unreachable.
+        outages: how often it was lost.
+        limiters: those that ask it.
+    """
+
+    def __init__(self, target: Target, *, prefix: str, budget: float, max_batch: int) -> None:
+        self.target = target
+        self.prefix = prefix
+        self.budget = budget
+        self.max_batch = max_batch
+        self.breaker = CircuitBreaker(f"{prefix} store", BREAKER)
+        self.instances = 1
+        self.reachable = True
+        self.cause = ""
+        self.outages = 0
+        self.limiters: WeakSet[Debtor] = WeakSet()
+        self._sharded = target.kind == "cluster"
+        self._teller = Teller(f"{prefix} store", time.monotonic)
+        self._id = secrets.token_hex(8)
+        self._refresh_at = 0.0
+        self._lost_at = 0.0
+        self._asked_at = 0.0
+        self._recovering = False
+        # Guards `reachable`, `outages` and what belongs to them. No trip is made under it.
+        self._lock = threading.RLock()
+
+    def begin_anew(self) -> None:
+        """Start afresh in a forked child, as an instance of its own."""
+        self._lock = threading.RLock()
+        self._id = secrets.token_hex(8)
+        self._refresh_at = 0.0
+        self._recovering = False
+
+    # --- names ---
+
+    def shard_of(self, key: str) -> int:
+        """Tell which keys can be asked together: all of one server, those of one hash tag in a cluster."""
+        return crc32(key.encode("utf-8", "surrogatepass")) % SHARDS if self._sharded else 0
+
+    def tagged(self, key: str) -> str:
+        """Give the beginning of the name of `key`."""
+        return f"{self.prefix}:{{{self.shard_of(key):02x}}}" if self._sharded else self.prefix
+
+    def _note(self) -> str:
+        return f"{self._id} {round(LEASE * 1000)}"
+
+    def _instances_key(self, shard: int = 0) -> str:
+        return f"{self.prefix}:{{{shard:02x}}}:instances" if self._sharded else f"{self.prefix}:instances"
+
+    # --- a trip ---
+
+    def permit(self) -> Permit | None:
+        """Ask to make a trip; None while the store is out of reach."""
+        if not self.reachable:
+            return None
+        try:
+            return self.breaker.acquire()
+        except CircuitOpenError as refused:
+            self.lose(refused.last_error_type or "CircuitOpenError")
+            return None
+
+    def encode(self, shard: int, batch: Batch) -> tuple[list[str], list[str | int], bool]:
+        """Give keys and arguments of a trip, and whether this instance is noted with it."""
+        keys, arguments = batch.encode()
+        now = time.monotonic()
+        if shard != 0 or now < self._refresh_at:
+            return keys, ["", *arguments], False
+        self._refresh_at = now + REFRESH
+        return [*keys, self._instances_key()], [self._note(), *arguments], True
+
+    def settle(self, permit: Permit, reply: bytes, batch: Batch, began: float, *, refreshing: bool) -> None:
+        """Take in what a trip brought."""
+        words = iter(reply.decode().split())
+        server, instances = int(next(words)), int(next(words))
+        batch.settle(words, server, int((time.monotonic() - began) * 1e6))
+        permit.success()
+        if refreshing:
+            self._count_instances(instances)
+
+    def _count_instances(self, instances: int) -> None:
+        before, self.instances = self.instances, max(1, instances)
+        if before != self.instances and InstanceCountChanged.sinks:
+            self._teller.tell(InstanceCountChanged, before=before, after=self.instances)
+
+    def fail(self, permit: Permit, error: BaseException, batch: Batch, *, certain: bool) -> None:
+        """Take in that a trip failed, `certain` if nothing can have come of it; its callers learn that."""
+        permit.failure(error if isinstance(error, Exception) else ConnectionError())
+        self._refresh_at = 0.0
+        self.lose(type_name(error))
+        batch.fail(self.cause, certain=certain)
+
+    # --- an outage ---
+
+    def lose(self, cause: str) -> None:
+        """Note that the store is out of reach."""
+        with self._lock:
+            if self.reachable:
+                self.cause, self.reachable = cause, False
+                self.outages += 1
+                self._lost_at = self._asked_at = time.monotonic()
+
+    def asked(self) -> None:
+        """Note that somebody had to decide without the store; whoever looks after it does so for them."""
+        self._asked_at = time.monotonic()
+
+    def lost_for(self) -> float:
+        """Give the seconds since the store was lost."""
+        return time.monotonic() - self._lost_at
+
+    def next_probe(self) -> float:
+        """Give the seconds until the store is asked again at the latest."""
+        return self.breaker.snapshot().retry_after or 1.0
+
+    def needs_recovery(self) -> bool:
+        """Tell whether nobody looks after a store that is out of reach."""
+        return not self.reachable and not self._recovering
+
+    def claim_recovery(self) -> Steps | None:
+        """Give the steps that bring the store back, to whoever asks first."""
+        with self._lock:
+            if self.reachable or self._recovering:
+                return None
+            self._recovering = True
+        return self._recovery()
+
+    def _recovery(self) -> Steps:
+        try:
+            while time.monotonic() - self._asked_at < ABANDONED:
+                yield self.next_probe() if self.breaker.state is not CircuitState.CLOSED else 0.0
+                if (yield from self._probe()):
+                    replayed: dict[Debtor, int] = {}
+                    for _ in range(REPLAY_ROUNDS):  # callers go on meanwhile, and owe again
+                        if not (yield from self._replay(replayed)):
+                            break
+                    if self.breaker.state is not CircuitState.CLOSED:
+                        continue
+                    self._find(replayed)
+                    yield from self._replay(replayed)
+                    return
+        finally:
+            self._recovering = False
+
+    def _probe(self) -> Generator[Call, Any, bool]:
+        """Ask the store twice, once at leisure and once within the budget; tell whether it is well."""
+        for seconds in (max(PROBE_SECONDS, self.budget), self.budget):
+            try:
+                permit = self.breaker.acquire()
+            except CircuitOpenError:
+                return False
+            try:
+                for shard in range(SHARDS) if self._sharded else (0,):
+                    reply = yield Call(shard, [self._instances_key(shard)], [self._note()], seconds)
+                    if shard == 0:
+                        self._count_instances(int(reply.split()[1]))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the store is not well
+                permit.failure(error)
+                return False
+            except BaseException:
+                permit.drop()
+                raise
+            permit.success()
+        return self.breaker.state is CircuitState.CLOSED
+
+    def _replay(self, replayed: dict[Debtor, int]) -> Generator[Call, Any, bool]:
+        """Charge the store with what was admitted without it; tell whether there was anything."""
+        some = False
+        for limiter in list(self.limiters):
+            for batch, units in limiter.debts(self.max_batch):
+                some = True
+                keys, arguments = batch.encode()
+                try:
+                    permit = self.breaker.acquire()
+                except CircuitOpenError:
+                    return False
+                try:
+                    yield Call(self.shard_of(batch.items[0].request.key), keys, ["", *arguments], PROBE_SECONDS)
+                except Exception as error:  # noqa: BLE001 - as above
+                    permit.failure(error)
+                    return False
+                except BaseException:
+                    permit.drop()
+                    raise
+                permit.success()
+                limiter.paid(batch)
+                replayed[limiter] = replayed.get(limiter, 0) + units
+        return some
+
+    def _find(self, replayed: dict[Debtor, int]) -> None:
+        """Note that the store is within reach again."""
+        with self._lock:
+            self.reachable, self.cause = True, ""
+        for limiter in list(self.limiters):
+            limiter.leave_outage(replayed.get(limiter, 0))
+
+    def stop_recovery(self) -> None:
+        """Let whoever looks after the store stop at the next step."""
+        self._asked_at = -ABANDONED
