@@ -152,7 +152,7 @@ def test_latency_is_taken_each_way_and_may_change(echo: Echo, tcp_proxy: MakePro
     assert min(round_trip(client) for _ in range(20)) < 0.01
     to.latency = 0.0125
     assert to.latency == 0.0125
-    assert 0.025 <= min(round_trip(client) for _ in range(5)) < 0.04
+    assert 0.025 <= min(round_trip(client) for _ in range(5)) < 0.1
 
 
 def test_bytes_under_way_do_not_wait_for_each_other(echo: Echo, tcp_proxy: MakeProxy, connect: Connect) -> None:

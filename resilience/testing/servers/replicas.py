@@ -168,6 +168,7 @@ class RedisReplicaSet(Group):
         replica.command("CONFIG", "REWRITE")  # it stays a replica when it is started again
         # Sentinels that meet a replica without its data look again after 10 seconds only.
         wait_until("the replica had its data", lambda: replica.info("replication").get("master_link_status") == "up")
+        wait_until("it got news", lambda: "state=online" in primary.info("replication").get("slave0", ""))
 
     def _wait_for_sentinels(self, primary: RedisServer) -> None:
         # What a sentinel says of itself every 2 seconds; said for them, they find each other at once.
