@@ -65,7 +65,8 @@ class RedisServer(Server):
         directory: for its files; made if it is missing. One server each.
         options: lines of its configuration file: a mapping, or pairs where a name stands more than once. A value is
             the rest of the line as Redis reads it: `{"maxmemory": "2mb", "maxmemory-policy": "noeviction", "save":
-            "60 1", "requirepass": "secret"}`. Defaults: no snapshots, no append-only file, replicas that have the data at once.
+            "60 1", "requirepass": "secret"}`. Defaults: no snapshots, no append-only
+            file, replicas that have the data at once.
 
     Raises:
         ConfigurationError: no such binary, or an option that cannot be: a line break, or bind, daemonize, dir, logfile
