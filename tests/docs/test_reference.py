@@ -17,6 +17,7 @@ import resilience
 from resilience import events
 from resilience.cli import main
 from resilience.events import Event
+from resilience.testing import servers
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 DIRECTIVES = [
@@ -31,6 +32,7 @@ def rooms() -> Iterator[ModuleType]:
     for one in (
         resilience,
         *(import_module(f"resilience.{found.name}") for found in iter_modules(resilience.__path__)),
+        servers,  # a room inside a room, which that one does not import
     ):
         if one.__name__ != "resilience.__main__" and hasattr(one, "__all__"):
             yield one

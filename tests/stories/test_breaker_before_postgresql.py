@@ -10,6 +10,7 @@ import pytest
 
 from resilience import CircuitBreaker, CircuitOpenError, TimeWindow
 from resilience.events import CircuitStateChanged, capture
+from resilience.testing.servers import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +45,7 @@ async def query(url: str, statement: str) -> Any:
 
 
 async def test_a_restarted_postgresql_is_left_alone_and_found_again(
-    postgres_server: Any, breaker: CircuitBreaker
+    postgres_server: PostgresServer, breaker: CircuitBreaker
 ) -> None:
     guarded = breaker(query)
     for _ in range(5):
@@ -74,7 +75,7 @@ async def test_a_restarted_postgresql_is_left_alone_and_found_again(
 
 
 async def test_queries_that_wait_for_a_lock_open_the_circuit_while_they_wait(
-    postgres_server: Any, breaker: CircuitBreaker
+    postgres_server: PostgresServer, breaker: CircuitBreaker
 ) -> None:
     url = postgres_server.url
     await query(url, "create table accounts (id int)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ from redis.backoff import NoBackoff
 
 from resilience import CircuitBreaker, CircuitOpenError, TimeWindow
 from resilience.events import CircuitStateChanged, capture
+from resilience.testing.servers import RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def call_until(state: str, breaker: CircuitBreaker, client: Any) -> int:
     return refused
 
 
-async def test_a_killed_redis_opens_the_circuit_and_a_new_one_closes_it(redis_server: Any) -> None:
+async def test_a_killed_redis_opens_the_circuit_and_a_new_one_closes_it(redis_server: RedisServer) -> None:
     breaker = make_breaker()
     async with make_client(redis_server.port) as client:
         for number in range(20):
@@ -92,7 +92,7 @@ async def breaker_opens(breaker: CircuitBreaker, client: Any) -> None:
     assert refused.value.last_error_type == "redis.exceptions.ConnectionError"
 
 
-async def test_a_frozen_redis_opens_the_circuit_while_the_calls_still_hang(redis_server: Any) -> None:
+async def test_a_frozen_redis_opens_the_circuit_while_the_calls_still_hang(redis_server: RedisServer) -> None:
     breaker = make_breaker()
     hanging = 0
 
@@ -105,7 +105,7 @@ async def test_a_frozen_redis_opens_the_circuit_while_the_calls_still_hang(redis
 
     async with make_client(redis_server.port) as client:
         await client.ping()
-        redis_server.send(signal.SIGSTOP)
+        redis_server.freeze()
         try:
             async with anyio.create_task_group() as group:
                 for _ in range(8):
@@ -118,9 +118,9 @@ async def test_a_frozen_redis_opens_the_circuit_while_the_calls_still_hang(redis
                 with pytest.raises(CircuitOpenError):
                     breaker.acquire()
                 assert hanging == 8  # no timeout was needed: they all still wait
-                redis_server.send(signal.SIGCONT)
+                redis_server.thaw()
         finally:
-            redis_server.send(signal.SIGCONT)
+            redis_server.thaw()
         snapshot = breaker.snapshot()
         assert (snapshot.in_flight, snapshot.late) == (0, 8)
         await call_until("closed", breaker, client)
