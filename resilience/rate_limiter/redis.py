@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
 
 from resilience.checks import check_int, check_number, shown
 from resilience.errors import ConfigurationError
@@ -63,7 +62,7 @@ class RedisStore(SharedStore):
         super().__init__(target_of(url_or_client), prefix=prefix, budget=budget, max_batch=max_batch)
         # Guards the table. No trip is made under it.
         self._table_lock = threading.RLock()
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioTrips] = WeakKeyDictionary()
+        self._loops: dict[asyncio.AbstractEventLoop, AsyncioTrips] = {}
         self._threads = ThreadTrips(self)
         renew_locks_in_child(self)
 
@@ -75,7 +74,7 @@ class RedisStore(SharedStore):
         """Start afresh in a forked child: threads and connections are the parent's."""
         self.begin_anew()
         self._table_lock = threading.RLock()
-        self._loops = WeakKeyDictionary()
+        self._loops = {}
         self._threads.renew_locks()
 
     # --- who makes the trips ---
@@ -91,6 +90,9 @@ class RedisStore(SharedStore):
             from .trips_asyncio import AsyncioTrips  # noqa: PLC0415 - needed on asyncio only
 
             with self._table_lock:
+                # Their lines and tasks hold on to them, so nothing else would ever let go of a loop that has ended.
+                for ended in [one for one in self._loops if one.is_closed()]:
+                    del self._loops[ended]
                 found = self._loops.setdefault(loop, AsyncioTrips(self, loop))
         return found
 

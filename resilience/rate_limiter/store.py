@@ -59,7 +59,8 @@ class Call:
 
 
 Steps: TypeAlias = Generator[float | Call, Any, None]
-"""A recovery as steps: seconds to sleep, or a call to make, whose reply is sent in, or its error thrown."""
+"""A recovery as steps: seconds to sleep, or a call to make, whose reply is sent in, or its error thrown. Whoever makes
+the steps calls `end_recovery` when they end, or will not be made."""
 
 
 class Debtor(Protocol):
@@ -208,21 +209,22 @@ class SharedStore:
         return self._recovery()
 
     def _recovery(self) -> Steps:
-        try:
-            while time.monotonic() - self._asked_at < ABANDONED:
-                yield self.next_probe() if self.breaker.state is not CircuitState.CLOSED else 0.0
-                if (yield from self._probe()):
-                    replayed: dict[Debtor, int] = {}
-                    for _ in range(REPLAY_ROUNDS):  # callers go on meanwhile, and owe again
-                        if not (yield from self._replay(replayed)):
-                            break
-                    if self.breaker.state is not CircuitState.CLOSED:
-                        continue
-                    self._find(replayed)
-                    yield from self._replay(replayed)
-                    return
-        finally:
-            self._recovering = False
+        while time.monotonic() - self._asked_at < ABANDONED:
+            yield self.next_probe() if self.breaker.state is not CircuitState.CLOSED else 0.0
+            if (yield from self._probe()):
+                replayed: dict[Debtor, int] = {}
+                for _ in range(REPLAY_ROUNDS):  # callers go on meanwhile, and owe again
+                    if not (yield from self._replay(replayed)):
+                        break
+                if self.breaker.state is not CircuitState.CLOSED:
+                    continue
+                self._find(replayed)
+                yield from self._replay(replayed)
+                return
+
+    def end_recovery(self) -> None:
+        """Note that nobody looks after the store any more: it is back, or whoever did so has ended."""
+        self._recovering = False
 
     def _probe(self) -> Generator[Call, Any, bool]:
         """Ask the store twice, once at leisure and once within the budget; tell whether it is well."""

@@ -94,11 +94,12 @@ class AsyncioTrips:
         shard.late = None
         self._start(number, shard, late=True)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # In an empty context: nothing of whoever happened to ask first lives on in it.
         task = self._loop.create_task(work, context=contextvars.Context())
         self._tasks.add(task)  # the loop itself would not keep it alive
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _fly(self, number: int, shard: _Shard) -> None:
         """Make one trip after the other while somebody waits."""
@@ -164,7 +165,8 @@ class AsyncioTrips:
     def _recover(self) -> None:
         steps = self._store.claim_recovery()
         if steps is not None:
-            self._spawn(self._drive(steps))
+            task = self._spawn(self._drive(steps))
+            task.add_done_callback(lambda _: self._store.end_recovery())  # also if it never began
 
     async def _drive(self, steps: Any) -> None:
         """Do what the steps say: sleep, or make a call and report what came of it."""

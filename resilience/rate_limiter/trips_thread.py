@@ -221,6 +221,7 @@ class ThreadTrips:
             steps.close()
             with self._work:
                 self._steps = self._answer = None
+            self._store.end_recovery()
             if not isinstance(error, StopIteration):
                 raise
             return
@@ -253,6 +254,7 @@ class ThreadTrips:
         if steps is not None:
             with suppress(ValueError):  # the thread is in the middle of it, and closes it itself
                 steps.close()
+            self._store.end_recovery()
         if thread is not None and thread is not threading.current_thread():
             thread.join(self._store.budget * 2 + PATIENCE)
 
