@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from .quota import Quota
+from .quota import MICROSECONDS, Quota
 
 Source: TypeAlias = Literal["redis", "memory", "fallback", "blocked", "shadow"]
-
-SECONDS: Final = 1e-6
-"""Of a microsecond."""
 
 
 class Decision(NamedTuple):
@@ -128,7 +125,7 @@ def stand(rules: Sequence[Rule], states: Sequence[Any], nows: Sequence[int], cos
 def passed(standings: Sequence[Standing], granted: int, source: Source, *, certain: bool = True) -> Decision:
     """Build the answer to a call that may pass."""
     one = min(standings, key=_room) if len(standings) > 1 else standings[0]
-    reset_after = one.drained * SECONDS
+    reset_after = one.drained / MICROSECONDS
     return Decision(True, one.quota.limit, one.room, None, reset_after, one.quota, source, certain, False, granted)
 
 
@@ -136,7 +133,9 @@ def refused(standings: Sequence[Standing], source: Source, *, certain: bool = Tr
     """Build the answer to a call that may not pass; `blocked` are microseconds for which somebody blocked the key."""
     one = max(standings, key=_wait) if len(standings) > 1 else standings[0]
     wait = max(one.wait, blocked)
-    return Decision(False, one.quota.limit, one.room, wait * SECONDS, one.drained * SECONDS, one.quota, source, certain)
+    return Decision(
+        False, one.quota.limit, one.room, wait / MICROSECONDS, one.drained / MICROSECONDS, one.quota, source, certain
+    )
 
 
 def never(rules: Sequence[Rule], standings: Sequence[Standing], source: Source) -> Decision:
@@ -144,7 +143,7 @@ def never(rules: Sequence[Rule], standings: Sequence[Standing], source: Source) 
     smallest = min(range(len(rules)), key=lambda index: rules[index].most)
     one = standings[smallest]
     return Decision(
-        False, one.quota.limit, one.room, None, one.drained * SECONDS, one.quota, source, certain=True, never=True
+        False, one.quota.limit, one.room, None, one.drained / MICROSECONDS, one.quota, source, certain=True, never=True
     )
 
 

@@ -9,9 +9,9 @@ from resilience.clock import Clock
 from resilience.events import FallbackEntered, FallbackLeft
 
 from .batch import Batch, Limiter, Request
-from .decision import SECONDS, Decision, Rule, never, refused
-from .memory import MemoryStore, Space
-from .quota import Quota
+from .decision import Decision, Rule, never, refused
+from .memory import MemoryStore, Space, Terms
+from .quota import MICROSECONDS, Quota
 from .store import SharedStore
 from .telling import Teller
 
@@ -49,7 +49,7 @@ class Fallback:
         self._teller = teller
         # What this instance admitted by itself, without what was known before: only that is charged to the store.
         self._owed = MemoryStore(MAX_KNOWN, spill=False).space(teller.name, quotas, clock, wall_clock, None)
-        self._shares: tuple[int, tuple[Rule, ...]] = (1, self.rules)
+        self._shares: tuple[int, tuple[Rule, ...], Terms] = (0, self.rules, ())
         self._outage = 0  # the number of the one that this limiter has told of
 
     def shift_wall(self, microseconds: int) -> None:
@@ -62,10 +62,10 @@ class Fallback:
         self._enter_outage()
         if self.policy != "share":
             return self._by_policy(cost, certain=certain)
-        rules = self._share()
+        _, rules, terms = self._share()
         if (refusal := self._too_large(key, cost, rules)) is not None:
             return refusal
-        decision = self.space.at_once(key, cost, rules, "fallback")
+        decision = self.space.acquire(key, cost, "fallback", rules, terms)
         if decision.granted and certain:  # else the store may have been charged: it must not be twice
             self._owed.owe(key, decision.granted, rules)
         return decision if certain else decision._replace(certain=False)
@@ -75,7 +75,7 @@ class Fallback:
         self._enter_outage()
         if self.policy != "share":
             return self._by_policy(cost, certain=certain)
-        rules = self._share()
+        rules = self._share()[1]
         decision = self.space.at_once(key, cost, rules, "fallback", least=min(1, cost))
         if decision.granted and certain:
             self._owed.owe(key, decision.granted, rules)
@@ -87,7 +87,7 @@ class Fallback:
         if self.policy != "share":
             decision = self._by_policy(cost, certain=certain)
             return (0 if decision else None), decision
-        rules = self._share()
+        rules = self._share()[1]
         if (refusal := self._too_large(key, cost, rules)) is not None:
             return None, refusal
         wait, decision = self.space.reserve(key, cost, longest, rules, "fallback")
@@ -100,35 +100,37 @@ class Fallback:
         self._enter_outage()
         if self.policy != "share":
             return self._by_policy(cost, certain=True)._replace(granted=0)
-        rules = self._share()
+        rules = self._share()[1]
         return self._too_large(key, cost, rules) or self.space.peek(key, cost, rules, "fallback")
 
     def give_back(self, key: str, cost: int) -> Decision:
         """Give units back to this instance's share."""
         self._enter_outage()
-        rules = self._share()
+        rules = self._share()[1]
         self._owed.refund(key, cost, rules, "fallback")
         return self.space.refund(key, cost, rules, "fallback")
 
     def requeue(self, key: str, back: int, costs: Sequence[int]) -> list[int]:
         """Let callers who wait for their turn in this instance's share move up."""
-        return self.space.requeue(key, back, costs, self._share())
+        return self.space.requeue(key, back, costs, self._share()[1])
 
-    def _share(self) -> tuple[Rule, ...]:
+    def _share(self) -> tuple[int, tuple[Rule, ...], Terms]:
+        """Give the number of instances, and the rules of one of them."""
         instances = self._store.instances
         if self._shares[0] != instances:
-            self._shares = instances, tuple(rule.shared(instances) for rule in self.rules)
-        return self._shares[1]
+            rules = tuple(rule.shared(instances) for rule in self.rules)
+            self._shares = instances, rules, self.space.terms(rules)
+        return self._shares
 
     def _too_large(self, key: str, cost: int, rules: Sequence[Rule]) -> Decision | None:
         """Refuse until the store is back what can pass there, but never within a share; or what can never pass."""
-        if all(cost <= rule.most for rule in rules):
+        if cost <= 1 or all(cost <= rule.most for rule in rules):  # one unit always fits
             return None
         now = self.space.now()
         levels = self.space.standings(key, cost, now)
         if any(cost > rule.most for rule in self.rules):
             return never(self.rules, levels, "fallback")
-        return refused(levels, "fallback", blocked=round(self._store.next_probe() / SECONDS))
+        return refused(levels, "fallback", blocked=round(self._store.next_probe() * MICROSECONDS))
 
     def _by_policy(self, cost: int, *, certain: bool) -> Decision:
         quota = self.rules[0].quota

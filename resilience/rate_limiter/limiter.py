@@ -22,7 +22,7 @@ from resilience.events import LimitNear, LimitRejected
 
 from .batch import Item, Operation, Request, Told
 from .bound import MAX_COST, BoundLimiter
-from .decision import SECONDS, Decision
+from .decision import Decision
 from .fallback import Fallback, FallbackPolicy
 from .memory import MemoryStore, Space
 from .quota import MICROSECONDS, Quota, checked_quotas
@@ -386,7 +386,7 @@ class RateLimiter:
 
     async def _wait(self, key: str, cost: int, wait: int) -> None:
         moved = anyio.Event()
-        waiter = Waiter(cost, self._clock() + wait * SECONDS, _waker(moved))
+        waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, _waker(moved))
         self._queue.enter(key, waiter)
         try:
             while (left := waiter.slot - self._clock()) > 0:
@@ -401,7 +401,7 @@ class RateLimiter:
 
     def _sleep(self, key: str, cost: int, wait: int) -> None:
         moved = threading.Event()
-        waiter = Waiter(cost, self._clock() + wait * SECONDS, moved.set)
+        waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, moved.set)
         self._queue.enter(key, waiter)
         try:
             while (left := waiter.slot - self._clock()) > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias
 
 from resilience.checks import check_int, shown
 from resilience.clock import Clock
@@ -13,7 +13,7 @@ from resilience.errors import ConfigurationError
 from resilience.events import KeysSpilled
 from resilience.forks import renew_locks_in_child
 
-from .decision import SECONDS, Decision, Rule, Source, Standing, never, passed, refused, stand
+from .decision import Decision, Rule, Source, Standing, never, passed, refused, stand
 from .fixed_window import FixedWindow
 from .gcra import Gcra, longest_wait
 from .keys import Capacity, Keys
@@ -22,11 +22,13 @@ from .sliding_log import SlidingLog
 from .telling import Teller
 from .zones import offsets_of
 
-T = TypeVar("T")
-
 MAX_KEYS: Final = 10_000_000
 MAX_LIMITERS: Final = 10_000
 """Names on one store: more of them are made from input, and should have been keys."""
+
+
+Terms: TypeAlias = tuple[Any, ...]
+"""What `Space.acquire` needs of one GCRA rule, or nothing."""
 
 
 def rules_of(quotas: Sequence[Quota]) -> tuple[Rule, ...]:
@@ -134,20 +136,24 @@ class Space:
         """Which rules go by the wall clock; empty if none does."""
         self._single = self.rules[0] if len(self.rules) == 1 else None
         self._gcra = self._single if isinstance(self._single, Gcra) else None
-        self._quick: tuple[Any, ...] | None = None
         self._keys = Keys(capacity, self.now, self._drains)
         self._states = self._keys.states
         self._blocks: dict[str, int] = {}
         self.take_lock()
 
     def take_lock(self) -> None:
-        """Use the store's lock, and have at hand what most calls need: one look-up instead of ten."""
-        lock = self._lock = self._capacity.lock
-        if self._gcra is not None:
-            rule = self._gcra
-            ceiling, seconds = rule.capacity + rule.slack, SECONDS / rule.drain
-            of_rule = (rule.drain, rule.unit, ceiling, self._states, lock, rule.quota, rule.quota.limit, seconds)
-            self._quick = (self._clock, self._origin, *of_rule)
+        """Use the store's lock."""
+        self._lock = self._capacity.lock
+        self._terms = self.terms(self.rules)
+
+    def terms(self, rules: Sequence[Rule]) -> Terms:
+        """Have at hand what most calls need, one look-up instead of ten: one GCRA rule. Empty for other rules."""
+        rule = rules[0]
+        if len(rules) > 1 or not isinstance(rule, Gcra):
+            return ()
+        horizon = rule.capacity + longest_wait(rule.quota) * rule.drain
+        sizes = rule.drain, rule.unit, rule.capacity, rule.capacity + rule.slack, horizon
+        return self._clock, self._origin, self._states, self._lock, rule.quota, rule.quota.limit, *sizes
 
     # --- time ---
 
@@ -168,12 +174,23 @@ class Space:
 
     # --- deciding ---
 
-    def acquire(self, key: str, cost: int, source: Source = "memory") -> Decision:
-        """Take `cost` units if every rule admits them; a refused call changes nothing, nor does a cost of 0."""
-        if self._quick is None or (self._blocks and key in self._blocks):
-            return self.at_once(key, cost, self.rules, source)
+    def acquire(
+        self, key: str, cost: int, source: Source = "memory", rules: Sequence[Rule] = (), terms: Terms = ()
+    ) -> Decision:
+        """Take `cost` units if every rule admits them; a refused call changes nothing, nor does a cost of 0.
+
+        Args:
+            key: whose limit it is.
+            cost: units.
+            source: who decides.
+            rules: by which rules; empty for the limiter's own.
+            terms: what `terms` gave for these rules.
+        """
+        terms = terms or self._terms
+        if not terms or cost == 0 or (self._blocks and key in self._blocks):
+            return self.at_once(key, cost, rules or self.rules, source)
         # The common case, written out: one GCRA rule. `at_once` says the same for all rules.
-        clock, origin, drain, unit, ceiling, states, lock, quota, limit, seconds = self._quick
+        clock, origin, states, lock, quota, limit, drain, unit, capacity, ceiling, horizon = terms
         micros = int((clock() - origin) * 1e6)
         now = micros * drain
         with lock:
@@ -189,10 +206,18 @@ class Space:
                     states[key] = now + level
         if self._keys.spilled:
             self.tell_spilled()
-        if level > ceiling:
-            return self.at_once(key, cost, self.rules, source)
-        remaining = (ceiling - level) // unit
-        return _new(Decision, (True, limit, remaining, None, level * seconds, quota, source, True, False, cost))
+        if level <= ceiling:
+            reset_after = (level + drain - 1) // drain / MICROSECONDS
+            return _new(
+                Decision, (True, limit, (ceiling - level) // unit, None, reset_after, quota, source, True, False, cost)
+            )
+        before = level - cost * unit
+        if before > horizon or cost * unit > capacity:
+            return self.at_once(key, cost, rules or self.rules, source)
+        remaining = (ceiling - before) // unit if before < ceiling else 0
+        retry_after = (level - capacity + drain - 1) // drain / MICROSECONDS
+        reset_after = (before + drain - 1) // drain / MICROSECONDS
+        return _new(Decision, (False, limit, remaining, retry_after, reset_after, quota, source, True, False, 0))
 
     def tell_spilled(self) -> None:
         """Tell how many live keys had to leave since this was last told, once a second at the most."""
@@ -388,6 +413,13 @@ class Space:
     def owe(self, key: str, cost: int, rules: Sequence[Rule]) -> None:
         """Take `cost` units unasked."""
         now = self.now()
+        rule = rules[0]
+        if self._single is not None and isinstance(rule, Gcra):  # the common case, written out
+            stretched = now * rule.drain
+            with self._lock:
+                state = self._states.get(key, 0)
+                self._keys.put(key, (max(stretched, state)) + cost * rule.unit, now)
+            return
         nows = self.nows(now)
         with self._lock:
             states = self._load(key, now, nows)
@@ -429,6 +461,8 @@ class Space:
         return rule.remembered(at + left, at) if left else rule.empty
 
     def _drains(self, state: Any, now: int) -> list[int]:
+        if self._gcra is not None:  # the common case
+            return [self._gcra.drained(state, now)]
         states = (state,) if self._single is not None else state
         return [rule.drained(one, at) for rule, one, at in zip(self.rules, states, self.nows(now), strict=True)]
 
