@@ -161,10 +161,12 @@ class Batch:
 
     Attributes:
         deadline: the moment by which the first who asked must have an answer, in seconds of the transport's clock.
+        resent: whether it was sent a second time, because the first server refused to run it.
     """
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
+        self.resent = False
         self.items: list[Item] = []
         self.bells: dict[object, Bell] = {}
         """What wakes callers who wait for the whole batch, by the run in which they wait."""

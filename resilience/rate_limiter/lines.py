@@ -7,13 +7,15 @@ write.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import select
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from redis.exceptions import (
     AuthenticationError,
@@ -21,14 +23,18 @@ from redis.exceptions import (
     NoScriptError,
     ReadOnlyError,
     ResponseError,
-    TimeoutError,  # noqa: A004 - redis-py's own, which no builtin one is
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
 )
 
 from .target import Target, async_connection_maker, make_async_cluster, make_sync_cluster, sync_connection_maker
 
 _PARTS: Final = ("plain.lua", "gcra.lua", "fixed_window.lua", "sliding_log.lua", "decide.lua")
 
-Arguments = list[str | int]
+Arguments: TypeAlias = list[str | int]
+Landed: TypeAlias = Callable[[bytes | Exception], None]
+"""Takes the reply of a call, or the error that came instead of one."""
 
 
 @cache
@@ -41,11 +47,26 @@ def script() -> tuple[str, str]:
 
 def refused_to_run(error: BaseException) -> bool:
     """Tell whether the server said that it did nothing."""
-    return isinstance(error, ResponseError | BusyLoadingError | AuthenticationError)
+    return isinstance(error, Refused | ResponseError | BusyLoadingError | AuthenticationError)
 
 
-class AsyncLine:
-    """One connection to a server, on one asyncio loop. Whoever calls sets the time limit, by cancelling.
+class Refused(Exception):  # noqa: N818 - what the server did, not what went wrong here
+    """The server answered with an error: whatever it was asked, it did nothing.
+
+    Attributes:
+        code: the first word of the answer, such as "READONLY".
+    """
+
+    def __init__(self, answer: str) -> None:
+        super().__init__(answer)
+        self.code = answer.partition(" ")[0]
+
+
+class AsyncLine(asyncio.Protocol):
+    """One connection to a server, on one asyncio loop, for one call at a time.
+
+    redis-py connects: address, TLS, password, database, sentinels. Then this protocol takes the stream over: a call is
+    one write and one callback, with no task and no future of its own, and nobody's cancellation can come between them.
 
     Attributes:
         sent: whether the last call got so far that the server may have run it.
@@ -55,54 +76,123 @@ class AsyncLine:
         self.sent = False
         self._make = async_connection_maker(target)
         self._connection: Any = None
-        self._writer: Any = None
+        self._transport: asyncio.WriteTransport | None = None
         self._poll: select.poll | None = None
+        self._landed: Landed | None = None
+        self._received = bytearray()
+        self._again: list[str | int] = []
 
-    async def call(self, keys: list[str], arguments: Arguments) -> bytes:
-        """Run the script and give its reply; on any error the connection is gone."""
-        try:
-            try:
-                return await self._call(keys, arguments)
-            except ReadOnlyError:  # a failover: whoever is asked now may know the new primary
-                await self.close()
-                return await self._call(keys, arguments)
-        except BaseException:
-            await self.close()
-            raise
+    # --- connecting ---
 
-    async def _call(self, keys: list[str], arguments: Arguments) -> bytes:
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call can be made at once. False also if the server hung up while nothing was asked of it."""
+        return self._transport is not None and self._poll is not None and not self._poll.poll(0)
+
+    async def connect(self) -> None:
+        """Connect anew."""
+        await self.close()
         self.sent = False
-        if self._connection is not None and self._poll is not None and self._poll.poll(0):
-            await self.close()  # the server hung up while nothing was asked of it
-        if self._connection is None:
-            await self._connect()
-        source, digest = script()
-        self.sent = True
-        try:
-            return await self._ask("EVALSHA", digest, len(keys), *keys, *arguments)
-        except NoScriptError:
-            return await self._ask("EVAL", source, len(keys), *keys, *arguments)
-
-    async def _connect(self) -> None:
         self._connection = self._make()
         await self._connection.connect()
-        # redis-py has no public way to its stream. Written to directly: its `send_command` also waits for the buffer to
-        # drain, which a single request never fills, and takes a tenth of a trip for that.
-        self._writer = self._connection._writer  # noqa: SLF001
+        # redis-py has no public way to its stream.
+        self._transport = self._connection._writer.transport  # noqa: SLF001
+        self._transport.set_protocol(self)
         self._poll = select.poll()
-        self._poll.register(self._writer.get_extra_info("socket").fileno(), select.POLLIN)
-
-    async def _ask(self, *command: Any) -> bytes:
-        self._writer.write(b"".join(self._connection.pack_command(*command)))
-        answer: bytes = await self._connection.read_response()
-        return answer
+        self._poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     async def close(self) -> None:
-        """Close the connection, if there is one."""
-        connection, self._connection, self._writer, self._poll = self._connection, None, None, None
+        """Close the connection, if there is one; a call under way fails."""
+        connection, self._connection = self._connection, None
+        self._transport = self._poll = None
+        self._land(ConnectionError("closed"))
         if connection is not None:
             with suppress(Exception):  # what it says about its end is of no use to anybody
                 await connection.disconnect(nowait=True)
+
+    # --- calling ---
+
+    def send(self, keys: list[str], arguments: Arguments, landed: Landed) -> None:
+        """Run the script; `landed` is called with its reply or with an error, once."""
+        source, digest = script()
+        pack = self._connection.pack_command
+        self._again = [source, len(keys), *keys, *arguments]
+        self._received.clear()
+        self._landed = landed
+        self.sent = True
+        self._write(pack("EVALSHA", digest, len(keys), *keys, *arguments))
+
+    def give_up(self) -> None:
+        """Let the call under way fail: its time is over. The connection goes with it, for the reply may still come."""
+        self._drop(TimeoutError("the budget is over"))
+
+    async def call(self, keys: list[str], arguments: Arguments) -> bytes:
+        """Run the script and wait for its reply, connecting first if need be."""
+        if not self.is_ready:
+            await self.connect()
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.send(keys, arguments, partial(_settle, future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.give_up()
+            raise
+
+    def _write(self, packed: list[bytes]) -> None:
+        if self._transport is None:
+            self._land(ConnectionError("not connected"))
+        else:
+            self._transport.write(b"".join(packed))
+
+    # --- what the event loop calls ---
+
+    def data_received(self, data: bytes) -> None:
+        """Take in a part of the reply: a bulk string, or an error."""
+        received = self._received
+        received += data
+        head = received.find(b"\r\n")
+        if head < 0:
+            return
+        kind, said = received[:1], bytes(received[1:head])
+        if kind == b"$" and said.isdigit():
+            end = head + 2 + int(said)
+            if len(received) >= end + 2:
+                self._land(bytes(received[head + 2 : end]))
+        elif kind == b"-":
+            refused = Refused(said.decode(errors="replace"))
+            if refused.code == "NOSCRIPT":  # which proves that nothing ran
+                received.clear()
+                self._write(self._connection.pack_command("EVAL", *self._again))
+            else:
+                self._land(refused)
+        else:
+            self._drop(ConnectionError("an answer that the script does not give"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Note that the connection is gone."""
+        self._transport = self._poll = None
+        self._land(ConnectionError("connection lost") if error is None else error)
+
+    def _drop(self, error: Exception) -> None:
+        transport, self._transport, self._poll = self._transport, None, None
+        if transport is not None:
+            transport.abort()
+        self._land(error)
+
+    def _land(self, answer: bytes | Exception) -> None:
+        landed, self._landed = self._landed, None
+        if landed is not None:
+            self._again = []
+            landed(answer)
+
+
+def _settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(answer, bytes):
+        future.set_result(answer)
+    else:
+        future.set_exception(answer)
 
 
 class AsyncClusterLine:
@@ -236,5 +326,5 @@ def make_sync_line(target: Target) -> SyncLine | SyncClusterLine:
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("no time left")
+        raise RedisTimeoutError("no time left")
     return left

@@ -9,8 +9,10 @@ from collections.abc import AsyncGenerator, Coroutine
 from functools import partial
 from typing import Any, Final
 
+from resilience.breaker import Permit
+
 from .batch import Batch, Caller, Item, Pending, Request, Wake
-from .lines import AsyncClusterLine, AsyncLine, make_async_line, refused_to_run
+from .lines import AsyncClusterLine, AsyncLine, Refused, make_async_line, refused_to_run
 from .store import Call, SharedStore
 
 MAX_FLYING: Final = 4
@@ -21,13 +23,31 @@ of the budget: else every caller would start one of its own, and nothing would b
 class _Shard:
     """The keys that one script call may touch: all of a server, or those of one hash tag of a cluster."""
 
-    __slots__ = ("flying", "idle", "late", "pending")
+    __slots__ = ("departing", "flying", "idle", "late", "number", "pending")
 
-    def __init__(self, max_batch: int) -> None:
+    def __init__(self, number: int, max_batch: int) -> None:
+        self.number = number
         self.pending = Pending(max_batch)
         self.flying = 0
+        self.departing = False
+        """Whether a trip leaves as soon as everybody who is about to ask has asked."""
         self.idle: list[AsyncLine | AsyncClusterLine] = []
         self.late: asyncio.TimerHandle | None = None
+
+
+class _Flight:
+    """One trip under way."""
+
+    __slots__ = ("batch", "began", "line", "overdue", "permit", "refreshing", "shard")
+
+    def __init__(self, shard: _Shard, line: AsyncLine | AsyncClusterLine, batch: Batch, permit: Permit) -> None:
+        self.shard = shard
+        self.line = line
+        self.batch = batch
+        self.permit = permit
+        self.refreshing = False
+        self.began = 0.0
+        self.overdue: asyncio.TimerHandle | None = None
 
 
 class AsyncioTrips:
@@ -38,6 +58,8 @@ class AsyncioTrips:
         self._loop = loop
         self._shards: dict[int, _Shard] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flights: set[_Flight] = set()
+        self._landed: asyncio.Future[None] | None = None  # for whoever waits for the last flight
         self._cluster_line: AsyncClusterLine | None = None
         self._end: AsyncGenerator[None, None] | None = None
 
@@ -60,17 +82,17 @@ class AsyncioTrips:
         self._join(request, then)
 
     def _join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller]:
-        number = self._store.shard_of(request.key)
-        shard = self._shard(number)
+        shard = self._shard(self._store.shard_of(request.key))
         deadline = self._loop.time() + self._store.budget
         item, caller, _ = shard.pending.join(request, wake, deadline)
-        self._start(number, shard)
+        if not shard.departing:
+            self._start(shard)
         return item, caller
 
     def _shard(self, number: int) -> _Shard:
         shard = self._shards.get(number)
         if shard is None:
-            shard = self._shards[number] = _Shard(self._store.max_batch)
+            shard = self._shards[number] = _Shard(number, self._store.max_batch)
         return shard
 
     def _refund(self, item: Item, units: int) -> None:
@@ -79,20 +101,114 @@ class AsyncioTrips:
 
     # --- trips ---
 
-    def _start(self, number: int, shard: _Shard, *, late: bool = False) -> None:
+    def _start(self, shard: _Shard, *, late: bool = False) -> None:
+        """Let the next trip leave, if there is one and it need not wait for the one under way."""
         waiting = len(shard.pending.batches)
         if not waiting or shard.flying >= MAX_FLYING:
             return
         if shard.flying and not late and waiting == 1:  # it may still grow
             if shard.late is None:
-                shard.late = self._loop.call_later(self._store.budget / 4, self._start_late, number, shard)
+                shard.late = self._loop.call_later(self._store.budget / 4, self._start_late, shard)
             return
-        shard.flying += 1
-        self._spawn(self._fly(number, shard))
+        shard.departing = True
+        self._loop.call_soon(self._depart, shard)
 
-    def _start_late(self, number: int, shard: _Shard) -> None:
+    def _start_late(self, shard: _Shard) -> None:
         shard.late = None
-        self._start(number, shard, late=True)
+        self._start(shard, late=True)
+
+    def _depart(self, shard: _Shard) -> None:
+        """Make the next trip: at once on a line that is ready, else when one is."""
+        shard.departing = False
+        if shard.late is not None:
+            shard.late.cancel()
+            shard.late = None
+        if not shard.pending.batches:
+            return
+        batch = shard.pending.batches.popleft()
+        permit = self._store.permit()
+        if permit is None:
+            batch.fail(self._store.cause, certain=True)
+            self._recover()
+            return
+        line = shard.idle.pop() if shard.idle else self._new_line()
+        flight = _Flight(shard, line, batch, permit)
+        shard.flying += 1
+        self._flights.add(flight)
+        if isinstance(line, AsyncLine) and line.is_ready:
+            self._send(flight, line)
+        else:
+            self._spawn(self._fly(flight))
+        self._start(shard)
+
+    def _send(self, flight: _Flight, line: AsyncLine) -> None:
+        try:
+            keys, arguments, flight.refreshing = self._store.encode(flight.shard.number, flight.batch)
+            flight.began = time.monotonic()
+            flight.overdue = self._loop.call_at(flight.batch.deadline, line.give_up)
+            line.send(keys, arguments, partial(self._land, flight))
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not leave callers without an answer
+            self._land(flight, error)
+
+    async def _fly(self, flight: _Flight) -> None:
+        """Make a trip that cannot leave at once: its line must connect first, or is a cluster's."""
+        line = flight.line
+        try:
+            if self._end is None:
+                await self._watch_for_the_end()
+            async with asyncio.timeout_at(flight.batch.deadline):
+                if isinstance(line, AsyncLine):
+                    await line.connect()
+                else:
+                    keys, arguments, flight.refreshing = self._store.encode(flight.shard.number, flight.batch)
+                    flight.began = time.monotonic()
+                    self._land(flight, await line.call(keys, arguments))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
+            self._land(flight, error)
+        except BaseException:
+            flight.permit.drop()
+            flight.batch.fail("cancelled", certain=not line.sent)
+            self._gone(flight)
+            raise
+        else:
+            if isinstance(line, AsyncLine):
+                self._send(flight, line)
+
+    def _land(self, flight: _Flight, answer: bytes | Exception) -> None:
+        """Take in what a trip brought."""
+        shard, batch, line = flight.shard, flight.batch, flight.line
+        if flight.overdue is not None:
+            flight.overdue.cancel()
+            flight.overdue = None
+        if isinstance(answer, Refused) and answer.code == "READONLY" and not batch.resent:
+            # A failover: whoever is asked now may know the new primary. Nothing ran, so it may be sent again.
+            batch.resent = True
+            self._spawn(self._fly(flight))
+            return
+        if isinstance(answer, bytes):
+            try:
+                self._store.settle(flight.permit, answer, batch, flight.began, refreshing=flight.refreshing)
+            except Exception as error:  # noqa: BLE001 - a reply that makes no sense, of a script that is not ours
+                answer = error
+        if isinstance(answer, Exception):
+            certain = not line.sent or refused_to_run(answer)
+            self._store.fail(flight.permit, answer, batch, certain=certain)
+            self._fail_pending()
+            self._recover()
+            if isinstance(line, AsyncLine):
+                self._spawn(line.close())
+        else:
+            for item in batch.items:
+                self._refund(item, item.excess())
+        self._gone(flight)
+        self._start(shard)
+
+    def _gone(self, flight: _Flight) -> None:
+        flight.shard.flying -= 1
+        flight.shard.idle.append(flight.line)
+        self._flights.discard(flight)
+        if not self._flights and self._landed is not None and not self._landed.done():
+            self._landed.set_result(None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # In an empty context: nothing of whoever happened to ask first lives on in it.
@@ -100,48 +216,6 @@ class AsyncioTrips:
         self._tasks.add(task)  # the loop itself would not keep it alive
         task.add_done_callback(self._tasks.discard)
         return task
-
-    async def _fly(self, number: int, shard: _Shard) -> None:
-        """Make one trip after the other while somebody waits."""
-        if self._end is None:
-            await self._watch_for_the_end()
-        line = shard.idle.pop() if shard.idle else self._new_line()
-        try:
-            while shard.pending.batches:
-                if shard.late is not None:
-                    shard.late.cancel()
-                    shard.late = None
-                await self._trip(number, line, shard.pending.batches.popleft())
-        finally:
-            shard.flying -= 1
-            shard.idle.append(line)
-            if not shard.flying:  # there are none, or this task was cancelled because the loop is at its end
-                shard.pending.fail("closed")
-
-    async def _trip(self, number: int, line: AsyncLine | AsyncClusterLine, batch: Batch) -> None:
-        store = self._store
-        permit = store.permit()
-        if permit is None:
-            batch.fail(store.cause, certain=True)
-            self._recover()
-            return
-        try:
-            keys, arguments, refreshing = store.encode(number, batch)
-            began = time.monotonic()
-            async with asyncio.timeout_at(batch.deadline):
-                reply = await line.call(keys, arguments)
-            store.settle(permit, reply, batch, began, refreshing=refreshing)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
-            store.fail(permit, error, batch, certain=not line.sent or refused_to_run(error))
-            self._fail_pending()
-            self._recover()
-        except BaseException:
-            permit.drop()
-            batch.fail("cancelled", certain=not line.sent)
-            raise
-        else:
-            for item in batch.items:
-                self._refund(item, item.excess())
 
     def _fail_pending(self) -> None:
         """Let nobody wait for a store that is out of reach."""
@@ -206,13 +280,17 @@ class AsyncioTrips:
     async def close(self) -> None:
         """Wait for the trips under way, which end within the budget, and close all lines."""
         self._store.stop_recovery()
+        if self._flights:
+            self._landed = self._loop.create_future()
+            await asyncio.wait([self._landed], timeout=self._store.budget * 2)
         current = asyncio.current_task()
-        flying = [task for task in self._tasks if task is not current]
-        if flying:
-            await asyncio.wait(flying, timeout=self._store.budget)
-        for task in flying:
+        tasks = [task for task in self._tasks if task is not current]
+        for task in tasks:
             task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._store.budget)
         for shard in self._shards.values():
+            shard.pending.fail("closed")
             if shard.late is not None:
                 shard.late.cancel()
                 shard.late = None
