@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from math import log
 from typing import Any, Final
@@ -73,7 +73,9 @@ logarithmic axis. Legal in any {record["window"]:g} s: {record["legal"]}. {escap
 
 def _legend(record: dict[str, Any]) -> Iterator[str]:
     window = record["window"]
-    told = f"Units per second over the last {window:g} s, of {record['instances']} instances; {record['quota']}."
+    told = (
+        f"Units per second over the last {window:g} s, logarithmic. {record['instances']} instances, {record['quota']}."
+    )
     yield f'<text class="note" x="28" y="34">{escape(told)}</text>'
     yield '<path class="legal" d="M 620 30 H 660"/>'
     yield f'<text class="note" x="670" y="34">legal: {record["legal"]} in any {window:g} s</text>'
@@ -86,7 +88,7 @@ def _panel(record: dict[str, Any], row: dict[str, Any], number: int) -> Iterator
     bottom, right = top + PANEL_HEIGHT, left + PANEL_WIDTH
 
     def x(second: float) -> float:
-        return left + second / record["seconds"] * PANEL_WIDTH
+        return left + second / float(record["seconds"]) * PANEL_WIDTH
 
     def y(per_second: float) -> float:
         share = log(min(max(per_second, LOWEST), HIGHEST) / LOWEST) / log(HIGHEST / LOWEST)
@@ -111,9 +113,9 @@ def _panel(record: dict[str, Any], row: dict[str, Any], number: int) -> Iterator
         yield f'<text class="tick middle" x="{x(second):.1f}" y="{bottom + 18}">{second:g} s</text>'
 
 
-def _course(heights: list[float], x: Any) -> str:
+def _course(heights: list[float], x: Callable[[float], float]) -> str:
     return "M " + " L ".join(f"{x(second):.1f} {height:.1f}" for second, height in enumerate(heights))
 
 
-def _area(heights: list[float], x: Any, base: float) -> str:
+def _area(heights: list[float], x: Callable[[float], float], base: float) -> str:
     return f"{_course(heights, x)} L {x(len(heights) - 1):.1f} {base:.1f} L {x(0):.1f} {base:.1f} z"

@@ -1,31 +1,31 @@
 """A Redis that fails on schedule and the instances of a program that share a limit through it, in virtual time.
 
-The instances are the library's own: `Remote` decides, `RedisStore` notices that Redis is lost, probes it, and charges it
-with what was admitted meanwhile. Simulated are the wire between them and Redis, and Redis itself, which does with the
-library's own rules what `decide.lua` does. Nothing sleeps, nothing is random but by a seed.
+The instances are the library's own: `Remote` and its `Fallback` decide, `SharedStore` notices that Redis is lost,
+probes it, and charges it with what was admitted meanwhile. Simulated are the wire between them and Redis, and Redis
+itself, which does with the library's own rules what `decide.lua` does. Nothing sleeps; chance comes from a seed.
 """
 
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from random import Random
 from types import SimpleNamespace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from unittest.mock import patch
 
-from resilience import CircuitBreaker
+from resilience import CircuitBreaker, Decision, Quota
 from resilience.clock import Clock
-from resilience.rate_limiter import Decision, Quota, RedisStore
-from resilience.rate_limiter import redis as redis_room
-from resilience.rate_limiter.batch import Batch, Unreachable
+from resilience.rate_limiter import store as store_room
+from resilience.rate_limiter.batch import Batch, Limiter, Request
+from resilience.rate_limiter.fallback import Fallback, FallbackPolicy
 from resilience.rate_limiter.gcra import Gcra
-from resilience.rate_limiter.redis import Call, Steps
-from resilience.rate_limiter.remote import FallbackPolicy, Remote
+from resilience.rate_limiter.remote import Remote
+from resilience.rate_limiter.store import Call, SharedStore, Steps
+from resilience.rate_limiter.target import target_of
 from resilience.rate_limiter.telling import Teller
 
 Outage = tuple[float, float]
@@ -39,13 +39,14 @@ class VirtualTime:
         self.now = 1_000.0
 
     def __call__(self) -> float:
+        """Give the seconds."""
         return self.now
 
 
 @contextmanager
 def virtual(clock: Clock) -> Iterator[None]:
     """Let stores read `clock` where they would read the monotonic one, which they have no argument for."""
-    with patch.object(redis_room, "time", SimpleNamespace(monotonic=clock)):
+    with patch.object(store_room, "time", SimpleNamespace(monotonic=clock)):
         yield
 
 
@@ -126,10 +127,10 @@ class Redis:
 # --- what an instance does without Redis ---
 
 
-class ShareForgotten(Remote):
+class ShareForgotten(Fallback):
     """The share of a limit, going on from what was known of a key; what it admits is not charged afterwards."""
 
-    def debts(self, max_batch: int) -> Iterator[tuple[Batch, int]]:  # noqa: ARG002 - there are none
+    def debts(self, limiter: Limiter, max_batch: int) -> Iterator[tuple[Batch, int]]:  # noqa: ARG002 - there are none
         """Owe nothing."""
         return iter(())
 
@@ -141,8 +142,8 @@ class ShareFromEmpty(ShareForgotten):
 
     def decide(self, key: str, cost: int, *, certain: bool = True) -> Decision:
         """Forget what was known, and decide."""
-        if self._begun != self.store.outages:
-            self._begun = self.store.outages
+        if self._begun != self._store.outages:
+            self._begun = self._store.outages
             self.space.clear()
         return super().decide(key, cost, certain=certain)
 
@@ -152,11 +153,11 @@ class FullLimit(ShareFromEmpty):
 
     def decide(self, key: str, cost: int, *, certain: bool = True) -> Decision:
         """Decide as if there were no other instance."""
-        known, self.store.instances = self.store.instances, 1
+        known, self._store.instances = self._store.instances, 1
         try:
             return super().decide(key, cost, certain=certain)
         finally:
-            self.store.instances = known
+            self._store.instances = known
 
 
 @dataclass(frozen=True)
@@ -165,14 +166,14 @@ class Policy:
 
     key: str
     name: str
-    kind: type[Remote] = Remote
-    fallback: FallbackPolicy = "share"
+    kind: type[Fallback] = Fallback
+    name_in_library: FallbackPolicy = "share"
 
 
 OURS: Final = Policy("ours", "share 1/N, seeded, replayed (ours)")
 POLICIES: Final = (
-    Policy("open", "everything passes", fallback="open"),
-    Policy("closed", "nothing passes", fallback="closed"),
+    Policy("open", "everything passes", name_in_library="open"),
+    Policy("closed", "nothing passes", name_in_library="closed"),
     Policy("full", "the full limit in each instance", FullLimit),
     Policy("empty", "share 1/N, starting empty", ShareFromEmpty),
     Policy("seeded", "share 1/N, seeded", ShareForgotten),
@@ -183,11 +184,12 @@ POLICIES: Final = (
 # --- instances ---
 
 
-class _Store(RedisStore):
-    """A `RedisStore` whose breaker goes by virtual time and a seed."""
+class _Store(SharedStore):
+    """A store whose breaker goes by virtual time and a seed."""
 
     def __init__(self, clock: Clock, rng: Random) -> None:
-        super().__init__("redis://simulated.invalid:6379/0")
+        target = target_of("redis://simulated.invalid:6379/0")
+        super().__init__(target, prefix="simulated", budget=0.25, max_batch=128)
         self.breaker = CircuitBreaker(self.breaker.name, self.breaker.config, clock=clock, rng=rng)
 
 
@@ -195,28 +197,26 @@ class Instance:
     """One instance of the program: a store object, and one limiter on it."""
 
     def __init__(self, world: World, policy: Policy, quota: Quota) -> None:
-        clock = world.clock
         self.gone = False
-        self.store = _Store(clock, world.rng)
+        self.store = _Store(world.clock, world.rng)
         self._world = world
-        self._remote = policy.kind(
-            self.store, "simulated", (quota,), policy.fallback, clock, time.time, Teller("simulated", clock)
-        )
+        teller, clock, named = Teller("simulated", world.clock), world.clock, policy.name_in_library
+        options: dict[str, Any] = {"teller": teller, "policy": named, "clock": clock, "wall_clock": clock}
+        self._remote = Remote(self.store, (quota,), **options)
+        self._remote.fallback = policy.kind(self.store, (quota,), **options)
+        self._remote.space = self._remote.fallback.space
 
     def allows(self, key: str, cost: int) -> bool:
         """Do what `RateLimiter.try_acquire` does."""
         if not self.store.reachable:
             self._look_after_store()
-            return self._remote.decide(key, cost).allowed
+            return self._remote.fallback.decide(key, cost).allowed
         if self._remote.locally(key, cost) is not None:
             return False
         batch = Batch(0.0)
-        batch.join(self._remote, "acquire", key, cost, "", None)
+        item, caller = batch.join(Request(self._remote, "acquire", key, cost), None)
         self._trip(batch)
-        item = batch.items[0]
-        if item.outcome is None or isinstance(item.outcome, Unreachable):
-            return self._remote.decide(key, cost, certain=item.outcome is None or item.outcome.certain).allowed
-        return int(item.outcome.gave) > 0
+        return self._remote.acquired(item, caller.rank).allowed
 
     def _trip(self, batch: Batch) -> None:
         permit = self.store.permit()
@@ -227,7 +227,7 @@ class Instance:
         redis = self._world.redis
         if redis.down():
             error = TimeoutError() if redis.freezes else ConnectionRefusedError()
-            self.store.fail(permit, error, batch, sent=redis.freezes)
+            self.store.fail(permit, error, batch, certain=not redis.freezes)
             self._look_after_store()
         else:
             self.store.settle(permit, redis.call(keys, arguments), batch, self._world.clock(), refreshing=refreshing)
@@ -247,7 +247,7 @@ class World:
     """
 
     def __init__(
-        self, policy: Policy, quota: Quota, instances: int, clock: VirtualTime, redis: Redis, rng: Random
+        self, policy: Policy, quota: Quota, *, instances: int, clock: VirtualTime, redis: Redis, rng: Random
     ) -> None:
         self.clock = clock
         self.redis = redis
@@ -283,6 +283,7 @@ class World:
             try:
                 step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
             except StopIteration:
+                instance.store.end_recovery()
                 return
             if not isinstance(step, Call):
                 answer, taken = None, step
