@@ -106,7 +106,7 @@ class Redis:
         elif operation == "replay":
             debt, floor = map(int, extra.split())
             level = rule.level(state, now)
-            state = rule.from_level(max(level, min(max(level, floor) + debt, rule.capacity)), now)
+            state = rule.from_level(max(level, min(max(level + debt, floor), rule.capacity)), now)
             gave = 1
         else:
             raise ValueError(f"not simulated: {operation}")

@@ -166,8 +166,9 @@ class Fallback:
             owed, level = self._owed.levels(key), self.space.levels(key)
             if not any(owed):
                 continue
-            # What was known of the key before the outage is only made sure of: the store may have kept it, or lost it.
-            words = " ".join(f"{-(-own // weight)} {max(0, all_ - own)}" for own, all_ in zip(owed, level, strict=True))
+            # The floor is what the key owes if all instances admitted as much as this one: it holds until they are back
+            # and charge for themselves, and makes good what the store has lost.
+            words = " ".join(f"{-(-own // weight)} {all_}" for own, all_ in zip(owed, level, strict=True))
             shard = self._store.shard_of(key)
             batch, units = ready.pop(shard) if shard in ready else (Batch(0.0), 0)
             batch.join(Request(limiter, "replay", key, 0, words), None)

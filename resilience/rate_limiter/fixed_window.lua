@@ -65,7 +65,7 @@ function fixed_window.refund(rule, state, now, units)
 end
 
 function fixed_window.replay(rule, state, now, level, floor)
-  state.use = math.max(state.use, math.min(math.max(state.use, floor) + level, rule.most))
+  state.use = math.max(state.use, math.min(math.max(state.use + level, floor), rule.most))
 end
 
 function fixed_window.drained(rule, state, now)

@@ -57,7 +57,7 @@ function gcra.refund(rule, state, now, units)
 end
 
 function gcra.replay(rule, state, now, level, floor)
-  state.level = math.max(state.level, math.min(math.max(state.level, floor) + level, rule.capacity))
+  state.level = math.max(state.level, math.min(math.max(state.level + level, floor), rule.capacity))
 end
 
 function gcra.drained(rule, state)

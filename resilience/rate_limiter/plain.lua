@@ -1,7 +1,7 @@
 -- Decides for many keys in one call, by this server's clock: all rules of a key admit, or nothing is charged.
 --
 -- KEYS: for each item its key, and one more for each sliding log; last the set of instances, if it is refreshed.
--- ARGV: 1 "<instance> <lease in ms>" or ""; then for each group of items: the rules, the operation, the cost, one more
+-- ARGV: 1 "<instance> <lease in ms>", "<instance> -" as a farewell, or ""; then for each group of items: the rules, the operation, the cost, one more
 -- number or words of the operation, and how many items follow each other in KEYS.
 -- Reply: numbers with spaces between: this clock's microseconds; live instances (-1: not asked); then for each item: what
 -- the operation gave, the microseconds for which the key is blocked, and what each rule tells.
@@ -15,6 +15,10 @@ local reply = {string.format('%.0f', now), -1}
 if ARGV[1] ~= '' then
   local id, lease = string.match(ARGV[1], '^(%S+) (%S+)$')
   local instances, now_ms = KEYS[#KEYS], math.floor(now / 1000)
+  if lease == '-' then -- it ends, and says so
+    redis.call('ZREM', instances, id)
+    return table.concat(reply, ' ')
+  end
   redis.call('ZADD', instances, now_ms, id)
   redis.call('ZREMRANGEBYSCORE', instances, '-inf', now_ms - lease)
   redis.call('ZREMRANGEBYSCORE', instances, string.format('(%.0f', now_ms), '+inf') -- left by a clock that stepped back

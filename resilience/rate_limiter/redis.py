@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from resilience.checks import check_int, check_number, shown
+from resilience.checks import check_function, check_int, check_number, shown
+from resilience.clock import Clock
 from resilience.errors import ConfigurationError
 from resilience.forks import renew_locks_in_child
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH: Final = 1_024
 MAX_BUDGET: Final = 60.0
+MAX_INSTANCES: Final = 100_000
 
 _NOT_IN_A_PREFIX: Final = frozenset("{} \n\r\t")
 
@@ -46,20 +49,37 @@ class RedisStore(SharedStore):
         budget: seconds that a caller waits for the store at most, over 0, up to 60. Default 0.25: longer than a healthy
             store ever takes inside a region, short enough not to be felt. Give twice the round trip at least.
         max_batch: keys in one script call, 1 to 1,024. Default 128: about half a millisecond of the server's time.
+        instances: how many instances to assume until Redis has told, 1 to 100,000: what one that starts in the middle
+            of an outage shares the limits by. Default 1.
+        clock: monotonic seconds, for outages and probes; the budget is always real time.
+        rng: for the jitter of the probes; None is the system's, which forked workers do not share.
 
     Raises:
         ConfigurationError: names the field, the value and the rule; a URL is never shown.
     """
 
     def __init__(
-        self, url_or_client: object, *, prefix: str = "resilience", budget: float = 0.25, max_batch: int = 128
+        self,
+        url_or_client: object,
+        *,
+        prefix: str = "resilience",
+        budget: float = 0.25,
+        max_batch: int = 128,
+        instances: int = 1,
+        clock: Clock = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
         _check_prefix(prefix)
         check_number("budget", budget, above=0, most=MAX_BUDGET)
         check_int("max_batch", max_batch, most=MAX_BATCH)
+        check_int("instances", instances, most=MAX_INSTANCES)
+        check_function("clock", clock)
         from .target import target_of  # noqa: PLC0415 - imports redis-py, which takes longer than all of ours
 
-        super().__init__(target_of(url_or_client), prefix=prefix, budget=budget, max_batch=max_batch)
+        target = target_of(url_or_client)
+        super().__init__(
+            target, prefix=prefix, budget=budget, max_batch=max_batch, instances=instances, clock=clock, rng=rng
+        )
         # Guards the table. No trip is made under it.
         self._table_lock = threading.RLock()
         self._loops: dict[asyncio.AbstractEventLoop, AsyncioTrips] = {}
@@ -67,7 +87,7 @@ class RedisStore(SharedStore):
         renew_locks_in_child(self)
 
     def __repr__(self) -> str:
-        state = "reachable" if self.reachable else f"unreachable since {time.monotonic() - self._lost_at:.1f} s"
+        state = "reachable" if self.reachable else f"unreachable since {self.now() - self._lost_at:.1f} s"
         return f"<RedisStore {self.target}, {state}, {self.instances} instances>"
 
     def renew_locks(self) -> None:

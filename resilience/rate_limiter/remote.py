@@ -42,7 +42,7 @@ class Remote:
         self.rules = self.space.rules
         self._store = store
         self._logs = sum(isinstance(rule, SlidingLog) for rule in self.rules)
-        store.limiters.add(self)
+        store.add(self, [quota.per for quota in quotas])
 
     # --- what a trip asks ---
 

@@ -109,7 +109,7 @@ end
 
 function sliding_log.replay(rule, state, now, level, floor)
   local used = log_used(state)
-  local weight = math.min(math.max(used, floor) + level, rule.most) - used
+  local weight = math.min(math.max(used + level, floor), rule.most) - used
   if weight > 0 then log_push(state, now, weight, now) end
 end
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 import threading
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from weakref import WeakSet
 from zlib import crc32
 
 from resilience.breaker import CircuitBreaker, CircuitBreakerConfig, CircuitState, Permit
+from resilience.clock import Clock
 from resilience.errors import CircuitOpenError, type_name
 from resilience.events import InstanceCountChanged
 from resilience.windows import CountWindow
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 
 REFRESH: Final = 1.0
 """Seconds between two notes of this instance that it lives."""
-LEASE: Final = 30.0
-"""Seconds after its last note for which an instance counts as live."""
+SHORTEST_LEASE, LONGEST_LEASE = 60.0, 3_600.0
+"""Seconds after its last note for which an instance counts as live: two periods of the slowest quota, within these
+bounds. An instance that is asked once a minute must not be forgotten between two calls; one that died is, in time."""
 
 PROBE_SECONDS: Final = 2.0
 """Seconds that the first probe may take, connecting included. The second has the budget of any other trip, or a store
@@ -88,23 +91,38 @@ class SharedStore:
         limiters: those that ask it.
     """
 
-    def __init__(self, target: Target, *, prefix: str, budget: float, max_batch: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        prefix: str,
+        budget: float,
+        max_batch: int,
+        instances: int,
+        clock: Clock,
+        rng: random.Random | None,
+    ) -> None:
         self.target = target
         self.prefix = prefix
         self.budget = budget
         self.max_batch = max_batch
-        self.breaker = CircuitBreaker(f"{prefix} store", BREAKER)
-        self.instances = 1
+        self.now = clock
+        self.breaker = CircuitBreaker(f"{prefix} store", BREAKER, clock=clock, rng=rng)
+        self.instances = instances
         self.reachable = True
         self.cause = ""
         self.outages = 0
         self.limiters: WeakSet[Debtor] = WeakSet()
         self._sharded = target.kind == "cluster"
-        self._teller = Teller(f"{prefix} store", time.monotonic)
+        self._teller = Teller(f"{prefix} store", clock)
         self._id = secrets.token_hex(8)
-        self._refresh_at = 0.0
-        self._lost_at = 0.0
-        self._asked_at = 0.0
+        self._lease = SHORTEST_LEASE
+        self._refresh_at: dict[int, float] = {}
+        self._counts: dict[int, int] = {0: instances}
+        self._lost_at = -inf
+        self._asked_at = -inf
+        self._trust_at = -inf
+        """From when on a smaller number of instances is believed: after an outage they come back one by one."""
         self._recovering = False
         # Guards `reachable`, `outages` and what belongs to them. No trip is made under it.
         self._lock = threading.RLock()
@@ -113,8 +131,13 @@ class SharedStore:
         """Start afresh in a forked child, as an instance of its own."""
         self._lock = threading.RLock()
         self._id = secrets.token_hex(8)
-        self._refresh_at = 0.0
+        self._refresh_at.clear()
         self._recovering = False
+
+    def add(self, limiter: Debtor, periods: Iterable[float]) -> None:
+        """Take in a limiter that asks here, and the periods of its quotas in seconds."""
+        self.limiters.add(limiter)
+        self._lease = min(max(self._lease, *(2 * period for period in periods)), LONGEST_LEASE)
 
     # --- names ---
 
@@ -127,9 +150,13 @@ class SharedStore:
         return f"{self.prefix}:{{{self.shard_of(key):02x}}}" if self._sharded else self.prefix
 
     def _note(self) -> str:
-        return f"{self._id} {round(LEASE * 1000)}"
+        return f"{self._id} {round(self._lease * 1000)}"
 
-    def _instances_key(self, shard: int = 0) -> str:
+    def farewells(self) -> list[Call]:
+        """Give the calls that take this instance out of those that live."""
+        return [Call(shard, [self._instances_key(shard)], [f"{self._id} -"], self.budget) for shard in self._counts]
+
+    def _instances_key(self, shard: int) -> str:
         return f"{self.prefix}:{{{shard:02x}}}:instances" if self._sharded else f"{self.prefix}:instances"
 
     # --- a trip ---
@@ -147,30 +174,33 @@ class SharedStore:
     def encode(self, shard: int, batch: Batch) -> tuple[list[str], list[str | int], bool]:
         """Give keys and arguments of a trip, and whether this instance is noted with it."""
         keys, arguments = batch.encode()
-        now = time.monotonic()
-        if shard != 0 or now < self._refresh_at:
+        now = self.now()
+        if now < self._refresh_at.get(shard, -inf):
             return keys, ["", *arguments], False
-        self._refresh_at = now + REFRESH
-        return [*keys, self._instances_key()], [self._note(), *arguments], True
+        self._refresh_at[shard] = now + REFRESH
+        return [*keys, self._instances_key(shard)], [self._note(), *arguments], True
 
-    def settle(self, permit: Permit, reply: bytes, batch: Batch, began: float, *, refreshing: bool) -> None:
-        """Take in what a trip brought."""
+    def settle(self, permit: Permit, reply: bytes, batch: Batch, *, shard: int, ago: float, refreshing: bool) -> None:
+        """Take in what a trip brought that was sent `ago` seconds ago."""
         words = iter(reply.decode().split())
         server, instances = int(next(words)), int(next(words))
-        batch.settle(words, server, int((time.monotonic() - began) * 1e6))
+        batch.settle(words, server, int(ago * 1e6))
         permit.success()
         if refreshing:
-            self._count_instances(instances)
+            self._counts[shard] = instances
+            self._count_instances()
 
-    def _count_instances(self, instances: int) -> None:
-        before, self.instances = self.instances, max(1, instances)
+    def _count_instances(self) -> None:
+        """Take over how many instances live. In a cluster each shard knows of those that ask it."""
+        least = 1 if self.now() >= self._trust_at else self.instances
+        before, self.instances = self.instances, max(least, *self._counts.values())
         if before != self.instances and InstanceCountChanged.sinks:
             self._teller.tell(InstanceCountChanged, before=before, after=self.instances)
 
     def fail(self, permit: Permit, error: BaseException, batch: Batch, *, certain: bool) -> None:
         """Take in that a trip failed, `certain` if nothing can have come of it; its callers learn that."""
         permit.failure(error if isinstance(error, Exception) else ConnectionError())
-        self._refresh_at = 0.0
+        self._refresh_at.clear()
         self.lose(type_name(error))
         batch.fail(self.cause, certain=certain)
 
@@ -182,15 +212,15 @@ class SharedStore:
             if self.reachable:
                 self.cause, self.reachable = cause, False
                 self.outages += 1
-                self._lost_at = self._asked_at = time.monotonic()
+                self._lost_at = self._asked_at = self.now()
 
     def asked(self) -> None:
         """Note that somebody had to decide without the store; whoever looks after it does so for them."""
-        self._asked_at = time.monotonic()
+        self._asked_at = self.now()
 
     def lost_for(self) -> float:
         """Give the seconds since the store was lost."""
-        return time.monotonic() - self._lost_at
+        return self.now() - self._lost_at
 
     def next_probe(self) -> float:
         """Give the seconds until the store is asked again at the latest."""
@@ -209,7 +239,7 @@ class SharedStore:
         return self._recovery()
 
     def _recovery(self) -> Steps:
-        while time.monotonic() - self._asked_at < ABANDONED:
+        while self.now() - self._asked_at < ABANDONED:
             yield self.next_probe() if self.breaker.state is not CircuitState.CLOSED else 0.0
             if (yield from self._probe()):
                 replayed: dict[Debtor, int] = {}
@@ -220,6 +250,9 @@ class SharedStore:
                     continue
                 self._find(replayed)
                 yield from self._replay(replayed)
+                # Not before: a share is what it was during the outage until all of it is charged, and the first who is
+                # back finds no other instance noted.
+                self._count_instances()
                 return
 
     def end_recovery(self) -> None:
@@ -236,8 +269,7 @@ class SharedStore:
             try:
                 for shard in range(SHARDS) if self._sharded else (0,):
                     reply = yield Call(shard, [self._instances_key(shard)], [self._note()], seconds)
-                    if shard == 0:
-                        self._count_instances(int(reply.split()[1]))
+                    self._counts[shard] = int(reply.split()[1])
             except Exception as error:  # noqa: BLE001 - whatever it is, the store is not well
                 permit.failure(error)
                 return False
@@ -275,9 +307,10 @@ class SharedStore:
         """Note that the store is within reach again."""
         with self._lock:
             self.reachable, self.cause = True, ""
+            self._trust_at = self.now() + self._lease
         for limiter in list(self.limiters):
             limiter.leave_outage(replayed.get(limiter, 0))
 
     def stop_recovery(self) -> None:
         """Let whoever looks after the store stop at the next step."""
-        self._asked_at = -ABANDONED
+        self._asked_at = -inf

@@ -187,7 +187,10 @@ class AsyncioTrips:
             return
         if isinstance(answer, bytes):
             try:
-                self._store.settle(flight.permit, answer, batch, flight.began, refreshing=flight.refreshing)
+                ago = time.monotonic() - flight.began
+                self._store.settle(
+                    flight.permit, answer, batch, shard=shard.number, ago=ago, refreshing=flight.refreshing
+                )
             except Exception as error:  # noqa: BLE001 - a reply that makes no sense, of a script that is not ours
                 answer = error
         if isinstance(answer, Exception):
@@ -294,10 +297,18 @@ class AsyncioTrips:
             if shard.late is not None:
                 shard.late.cancel()
                 shard.late = None
+        await self._say_farewell()
         end, self._end = self._end, None
         if end is not None:
             await end.aclose()
         await self._close_lines()
+
+    async def _say_farewell(self) -> None:
+        """Let the other instances know that there is one less, if that takes no connecting and no waiting."""
+        lines = self._shard(0).idle
+        if self._store.reachable and lines and (isinstance(lines[-1], AsyncClusterLine) or lines[-1].is_ready):
+            for call in self._store.farewells():
+                await self._try(lines[-1], call)
 
     async def _close_lines(self) -> None:
         for shard in self._shards.values():

@@ -153,6 +153,9 @@ class ThreadTrips:
         try:
             while (work := self._next_work()) is not None:
                 work(lines)
+            if self._closing and self._store.reachable and lines.is_open:
+                for call in self._store.farewells():
+                    self._try(lines, call)
         finally:
             lines.close()
 
@@ -186,7 +189,8 @@ class ThreadTrips:
                 keys, arguments, refreshing = store.encode(number, batch)
                 began = time.monotonic()
                 reply = line.call(keys, arguments, batch.deadline - began)
-                store.settle(permit, reply, batch, began, refreshing=refreshing)
+                ago = time.monotonic() - began
+                store.settle(permit, reply, batch, shard=number, ago=ago, refreshing=refreshing)
             except BaseException as error:  # noqa: BLE001 - the thread outlives everything, and the callers get an answer
                 store.fail(permit, error, batch, certain=not line.sent or refused_to_run(error))
                 self._fail_pending()
@@ -271,6 +275,10 @@ class _Lines:
         if self._line is None:
             self._line = make_sync_line(self._store.target)
         return self._line
+
+    @property
+    def is_open(self) -> bool:
+        return self._line is not None
 
     def close(self) -> None:
         if self._line is not None:
