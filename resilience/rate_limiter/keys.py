@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from array import array
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ LOOKED_AT: Final = 2
 CANDIDATES: Final = 8
 """Live keys of which the one that drains first has to leave."""
 
+_HAS_GIL: Final = getattr(sys, "_is_gil_enabled", lambda: True)()
 _ROWS: Final = 4
 _ODD: Final = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 _64_BITS: Final = (1 << 64) - 1
@@ -51,18 +53,34 @@ class Sketch:
 class Capacity:
     """What all limiters on one memory store share: how many keys there may be, and how many there are.
 
+    `with capacity:` guards `size` and everything in every `Keys` of this capacity. It is held around synchronous
+    functions of ours only: no await, no sink, no function of the user's runs under it; and it may be entered again,
+    because the garbage collector may end a call inside it.
+
     Attributes:
-        lock: guards `size` and everything in every `Keys` of this capacity. Held around synchronous functions of ours
-            only: no await, no sink, no function of the user's runs under it. Reentrant, because the garbage collector
-            may end a call inside it.
+        busy: how often it is entered. While it is not, a thread may change the state of one key without entering, in
+            steps between which the interpreter changes no thread: no call and no loop. See `Space.acquire`.
     """
 
     def __init__(self, max_keys: int, *, spill: bool) -> None:
         self.max_keys = max_keys
         self.spill = spill
         self.size = 0
-        self.lock = threading.RLock()
         self.all: list[Keys] = []
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Start afresh in a forked child."""
+        self._lock = threading.RLock()
+        self.busy = 0 if _HAS_GIL else 1
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.busy += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.busy -= 1
+        self._lock.release()
 
 
 class Keys:
@@ -78,7 +96,7 @@ class Keys:
         drains: tells of a state at a moment in how many microseconds each rule has drained.
 
     Attributes:
-        states: the table; whoever reads it, or replaces a state in it, holds the lock.
+        states: the table; whoever reads it, or replaces a state in it, has entered the capacity.
         spilled: live keys that had to leave, and were not told of yet.
     """
 

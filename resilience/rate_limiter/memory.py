@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Final, TypeAlias
@@ -72,9 +71,7 @@ class MemoryStore:
 
     def renew_locks(self) -> None:
         """Start afresh in a forked child, keeping what was counted."""
-        self._capacity.lock = threading.RLock()
-        for space in self._spaces.values():
-            space.take_lock()
+        self._capacity.renew_lock()
 
     def __len__(self) -> int:
         """Count the keys that are held: the live ones, and drained ones whose place nobody has needed yet."""
@@ -91,7 +88,7 @@ class MemoryStore:
         Raises:
             ConfigurationError: the name is in use with other quotas, or there are 10,000 names.
         """
-        with self._capacity.lock:
+        with self._capacity:
             found = self._spaces.get(name)
             if found is None:
                 if len(self._spaces) >= MAX_LIMITERS:
@@ -139,11 +136,6 @@ class Space:
         self._keys = Keys(capacity, self.now, self._drains)
         self._states = self._keys.states
         self._blocks: dict[str, int] = {}
-        self.take_lock()
-
-    def take_lock(self) -> None:
-        """Use the store's lock."""
-        self._lock = self._capacity.lock
         self._terms = self.terms(self.rules)
 
     def terms(self, rules: Sequence[Rule]) -> Terms:
@@ -153,7 +145,7 @@ class Space:
             return ()
         horizon = rule.capacity + longest_wait(rule.quota) * rule.drain
         sizes = rule.drain, rule.unit, rule.capacity, rule.capacity + rule.slack, horizon
-        return self._clock, self._origin, self._states, self._lock, rule.quota, rule.quota.limit, *sizes
+        return self._clock, self._origin, self._states, self._capacity, rule.quota, rule.quota.limit, *sizes
 
     # --- time ---
 
@@ -190,41 +182,60 @@ class Space:
         if not terms or cost == 0 or (self._blocks and key in self._blocks):
             return self.at_once(key, cost, rules or self.rules, source)
         # The common case, written out: one GCRA rule. `at_once` says the same for all rules.
-        clock, origin, states, lock, quota, limit, drain, unit, capacity, ceiling, horizon = terms
+        clock, origin, states, capacity, quota, limit, drain, unit, size, ceiling, horizon = terms
         micros = int((clock() - origin) * 1e6)
         now = micros * drain
-        with lock:
-            state = states.get(key)
-            if state is None:
-                state = self._recalled(0, key, micros, micros) if self._keys.recalls else 0
-                level = (state - now if state > now else 0) + cost * unit
-                if level <= ceiling:
-                    self._keys.insert(key, now + level, micros)
+        need = cost * unit
+        level = -1
+        # Without the lock, which takes as long as all the rest: from here to the state's change there is no call and no
+        # jump back, so that no other thread comes in between, and `busy` says that none is in the middle of anything.
+        if not capacity.busy:
+            try:
+                state = states[key]
+            except KeyError:
+                pass
             else:
-                level = (state - now if state > now else 0) + cost * unit
+                level = (state - now if state > now else 0) + need
                 if level <= ceiling:
                     states[key] = now + level
-        if self._keys.spilled:
-            self.tell_spilled()
+        if level < 0:
+            level = self._take(key, need, now, micros, ceiling)
         if level <= ceiling:
             reset_after = (level + drain - 1) // drain / MICROSECONDS
             return _new(
                 Decision, (True, limit, (ceiling - level) // unit, None, reset_after, quota, source, True, False, cost)
             )
-        before = level - cost * unit
-        if before > horizon or cost * unit > capacity:
+        before = level - need
+        if before > horizon or need > size:
             return self.at_once(key, cost, rules or self.rules, source)
         remaining = (ceiling - before) // unit if before < ceiling else 0
-        retry_after = (level - capacity + drain - 1) // drain / MICROSECONDS
+        retry_after = (level - size + drain - 1) // drain / MICROSECONDS
         reset_after = (before + drain - 1) // drain / MICROSECONDS
         return _new(Decision, (False, limit, remaining, retry_after, reset_after, quota, source, True, False, 0))
+
+    def _take(self, key: str, need: int, now: int, micros: int, ceiling: int) -> int:
+        """Do the same for a key that is not held, or beside other threads; gives the level with `need` added."""
+        with self._capacity:
+            state = self._states.get(key)
+            new = state is None
+            if state is None:
+                state = self._recalled(0, key, micros, micros)
+            level: int = max(0, state - now) + need
+            if level <= ceiling:
+                if new:
+                    self._keys.insert(key, now + level, micros)
+                else:
+                    self._states[key] = now + level
+        if self._keys.spilled:
+            self.tell_spilled()
+        return level
 
     def tell_spilled(self) -> None:
         """Tell how many live keys had to leave since this was last told, once a second at the most."""
         now = self._clock()
         if self._teller is None or not KeysSpilled.sinks or now - self._told_at < 1.0:
             return
-        with self._lock:
+        with self._capacity:
             count, self._keys.spilled, self._told_at = self._keys.spilled, 0, now
         if count:
             self._teller.tell(KeysSpilled, count=count)
@@ -235,7 +246,7 @@ class Space:
         """Take `cost` units by `rules`, or as many of them as there is room for if that is at least `least`."""
         now = self.now()
         nows = self.nows(now)
-        with self._lock:
+        with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             impossible = least is None and any(cost > rule.most for rule in rules)
@@ -262,7 +273,7 @@ class Space:
         """Tell what `cost` units would get, and change nothing."""
         now = self.now()
         nows = self.nows(now)
-        with self._lock:
+        with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             standings = stand(rules, states, nows, cost)
@@ -278,7 +289,7 @@ class Space:
         """Take `cost` units that pass within `longest` microseconds, and tell when; None and nothing if they do not."""
         now = self.now()
         nows = self.nows(now)
-        with self._lock:
+        with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             standings = stand(rules, states, nows, cost)
@@ -299,7 +310,7 @@ class Space:
         now = self.now()
         nows = self.nows(now)
         waits = []
-        with self._lock:
+        with self._capacity:
             states = self._refunded(rules, self._load(key, now, nows), nows, back + sum(costs))
             for cost in costs:
                 wait = max(rule.wait(state, at, cost) for rule, state, at in zip(rules, states, nows, strict=True))
@@ -314,7 +325,7 @@ class Space:
         """Give `cost` units back."""
         now = self.now()
         nows = self.nows(now)
-        with self._lock:
+        with self._capacity:
             if key in self._states or self._keys.recalls:
                 self._save(key, self._refunded(rules, self._load(key, now, nows), nows, cost), now)
         return self.at_once(key, 0, rules, source)
@@ -326,7 +337,7 @@ class Space:
     def reset(self, key: str) -> None:
         """Make `key` as new, its block included."""
         now = self.now()
-        with self._lock:
+        with self._capacity:
             self._blocks.pop(key, None)
             if key in self._states or self._keys.recalls:
                 self._save(key, [rule.empty for rule in self.rules], now)
@@ -336,7 +347,7 @@ class Space:
         if microseconds <= 0 and not self._blocks:
             return
         now = self.now()
-        with self._lock:
+        with self._capacity:
             self._blocks.pop(key, None)
             if microseconds <= 0:
                 return
@@ -380,7 +391,7 @@ class Space:
                 return None
         now = self.now()
         nows = self.nows(now)
-        with self._lock:
+        with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             standings = stand(self.rules, states, nows, cost)
@@ -392,7 +403,7 @@ class Space:
 
     def learn(self, key: str, states: Sequence[Any]) -> None:
         """Take over what a shared store said of `key`."""
-        with self._lock:
+        with self._capacity:
             if key in self._states:
                 self._states[key] = states[0] if self._single is not None else tuple(states)
             else:
@@ -401,12 +412,12 @@ class Space:
     def standings(self, key: str, cost: int, now: int) -> list[Standing]:
         """Tell where the rules stand for a call of `cost`."""
         nows = self.nows(now)
-        with self._lock:
+        with self._capacity:
             return stand(self.rules, self._load(key, now, nows), nows, cost)
 
     def clear(self) -> None:
         """Forget every key."""
-        with self._lock:
+        with self._capacity:
             self._keys.clear()
             self._blocks.clear()
 
@@ -416,26 +427,26 @@ class Space:
         rule = rules[0]
         if self._single is not None and isinstance(rule, Gcra):  # the common case, written out
             stretched = now * rule.drain
-            with self._lock:
+            with self._capacity:
                 state = self._states.get(key, 0)
                 self._keys.put(key, (max(stretched, state)) + cost * rule.unit, now)
             return
         nows = self.nows(now)
-        with self._lock:
+        with self._capacity:
             states = self._load(key, now, nows)
             charged = [rule.charge(state, at, cost, at) for rule, state, at in zip(rules, states, nows, strict=True)]
             self._save(key, charged, now)
 
     def names(self) -> list[str]:
         """Give the keys that are held."""
-        with self._lock:
+        with self._capacity:
             return self._keys.names()
 
     def levels(self, key: str) -> list[int]:
         """Give for each rule what `key` still owes."""
         now = self.now()
         nows = self.nows(now)
-        with self._lock:
+        with self._capacity:
             states = self._load(key, now, nows)
             return [rule.level(state, at) for rule, state, at in zip(self.rules, states, nows, strict=True)]
 
