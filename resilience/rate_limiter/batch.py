@@ -190,6 +190,14 @@ class Batch:
         item.callers.append(caller)
         return item, caller
 
+    def halve(self) -> Batch:
+        """Keep the first half, and give a batch of the second."""
+        half = Batch(self.deadline)
+        middle = (len(self.items) + 1) // 2
+        half.items = self.items[middle:]
+        del self.items[middle:]
+        return half
+
     def encode(self) -> tuple[list[str], list[str | int]]:
         """Give the keys and the arguments after the first one; who has left meanwhile is not asked for."""
         groups: dict[tuple[Limiter, Operation, int, str], list[Item]] = {}

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
@@ -63,7 +64,7 @@ class Refused(Exception):  # noqa: N818 - what the server did, not what went wro
 
 
 class AsyncLine(asyncio.Protocol):
-    """One connection to a server, on one asyncio loop, for one call at a time.
+    """One connection to a server, on one asyncio loop. Calls need not wait for each other, and keep their order.
 
     redis-py connects: address, TLS, password, database, sentinels. Then this protocol takes the stream over: a call is
     one write and one callback, with no task and no future of its own, and nobody's cancellation can come between them.
@@ -78,16 +79,17 @@ class AsyncLine(asyncio.Protocol):
         self._connection: Any = None
         self._transport: asyncio.WriteTransport | None = None
         self._poll: select.poll | None = None
-        self._landed: Landed | None = None
+        self._flying: deque[tuple[Landed, list[str | int]]] = deque()
         self._received = bytearray()
-        self._again: list[str | int] = []
 
     # --- connecting ---
 
     @property
     def is_ready(self) -> bool:
         """Whether a call can be made at once. False also if the server hung up while nothing was asked of it."""
-        return self._transport is not None and self._poll is not None and not self._poll.poll(0)
+        if self._transport is None or self._poll is None:
+            return False
+        return bool(self._flying) or not self._poll.poll(0)
 
     async def connect(self) -> None:
         """Connect anew."""
@@ -98,14 +100,15 @@ class AsyncLine(asyncio.Protocol):
         # redis-py has no public way to its stream.
         self._transport = self._connection._writer.transport  # noqa: SLF001
         self._transport.set_protocol(self)
+        self._received.clear()
         self._poll = select.poll()
         self._poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     async def close(self) -> None:
-        """Close the connection, if there is one; a call under way fails."""
+        """Close the connection, if there is one; calls under way fail."""
         connection, self._connection = self._connection, None
         self._transport = self._poll = None
-        self._land(ConnectionError("closed"))
+        self._fail(ConnectionError("closed"))
         if connection is not None:
             with suppress(Exception):  # what it says about its end is of no use to anybody
                 await connection.disconnect(nowait=True)
@@ -115,15 +118,12 @@ class AsyncLine(asyncio.Protocol):
     def send(self, keys: list[str], arguments: Arguments, landed: Landed) -> None:
         """Run the script; `landed` is called with its reply or with an error, once."""
         source, digest = script()
-        pack = self._connection.pack_command
-        self._again = [source, len(keys), *keys, *arguments]
-        self._received.clear()
-        self._landed = landed
+        self._flying.append((landed, [source, len(keys), *keys, *arguments]))
         self.sent = True
-        self._write(pack("EVALSHA", digest, len(keys), *keys, *arguments))
+        self._write(self._connection.pack_command("EVALSHA", digest, len(keys), *keys, *arguments))
 
     def give_up(self) -> None:
-        """Let the call under way fail: its time is over. The connection goes with it, for the reply may still come."""
+        """Let all calls under way fail, for the time of one is over: its reply may still come, and be another's."""
         self._drop(TimeoutError("the budget is over"))
 
     async def call(self, keys: list[str], arguments: Arguments) -> bytes:
@@ -140,50 +140,52 @@ class AsyncLine(asyncio.Protocol):
 
     def _write(self, packed: list[bytes]) -> None:
         if self._transport is None:
-            self._land(ConnectionError("not connected"))
+            self._fail(ConnectionError("not connected"))
         else:
             self._transport.write(b"".join(packed))
 
     # --- what the event loop calls ---
 
     def data_received(self, data: bytes) -> None:
-        """Take in a part of the reply: a bulk string, or an error."""
+        """Take in replies, or a part of one: bulk strings, or errors."""
         received = self._received
         received += data
-        head = received.find(b"\r\n")
-        if head < 0:
-            return
-        kind, said = received[:1], bytes(received[1:head])
-        if kind == b"$" and said.isdigit():
-            end = head + 2 + int(said)
-            if len(received) >= end + 2:
-                self._land(bytes(received[head + 2 : end]))
-        elif kind == b"-":
-            refused = Refused(said.decode(errors="replace"))
-            if refused.code == "NOSCRIPT":  # which proves that nothing ran
-                received.clear()
-                self._write(self._connection.pack_command("EVAL", *self._again))
+        while self._flying and (head := received.find(b"\r\n")) >= 0:
+            kind, said = received[:1], bytes(received[1:head])
+            if kind == b"$" and said.isdigit():
+                end = head + 2 + int(said)
+                if len(received) < end + 2:
+                    return
+                answer: bytes | Exception = bytes(received[head + 2 : end])
+                del received[: end + 2]
+            elif kind == b"-":
+                answer = Refused(said.decode(errors="replace"))
+                del received[: head + 2]
             else:
-                self._land(refused)
-        else:
-            self._drop(ConnectionError("an answer that the script does not give"))
+                self._drop(ConnectionError("an answer that the script does not give"))
+                return
+            landed, again = self._flying.popleft()
+            if isinstance(answer, Refused) and answer.code == "NOSCRIPT":  # which proves that nothing ran
+                self._flying.append((landed, again))
+                self._write(self._connection.pack_command("EVAL", *again))
+            else:
+                landed(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note that the connection is gone."""
         self._transport = self._poll = None
-        self._land(ConnectionError("connection lost") if error is None else error)
+        self._fail(ConnectionError("connection lost") if error is None else error)
 
     def _drop(self, error: Exception) -> None:
         transport, self._transport, self._poll = self._transport, None, None
         if transport is not None:
             transport.abort()
-        self._land(error)
+        self._fail(error)
 
-    def _land(self, answer: bytes | Exception) -> None:
-        landed, self._landed = self._landed, None
-        if landed is not None:
-            self._again = []
-            landed(answer)
+    def _fail(self, error: Exception) -> None:
+        flying, self._flying = self._flying, deque()
+        for landed, _ in flying:
+            landed(error)
 
 
 def _settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:

@@ -16,33 +16,38 @@ from .lines import AsyncClusterLine, AsyncLine, Refused, make_async_line, refuse
 from .store import Call, SharedStore
 
 MAX_FLYING: Final = 4
-"""Trips under way at once. The second and further ones start only when the next batch is full, or has waited a quarter
-of the budget: else every caller would start one of its own, and nothing would be asked together."""
+"""Trips under way at once, on one connection, so that they keep their order. A further one starts only when the next
+batch is full, or has waited a quarter of the budget: else every caller would start one of its own, and nothing would be
+asked together."""
+
+WORTH_HALVING: Final = 32
+"""Keys from which on a batch goes as two: the server works on the first half while the second is written, and on the
+second while the first is read."""
 
 
 class _Shard:
     """The keys that one script call may touch: all of a server, or those of one hash tag of a cluster."""
 
-    __slots__ = ("departing", "flying", "idle", "late", "number", "pending")
+    __slots__ = ("connecting", "departing", "flying", "late", "line", "number", "pending")
 
-    def __init__(self, number: int, max_batch: int) -> None:
+    def __init__(self, number: int, max_batch: int, line: AsyncLine | AsyncClusterLine) -> None:
         self.number = number
+        self.line = line
         self.pending = Pending(max_batch)
         self.flying = 0
         self.departing = False
         """Whether a trip leaves as soon as everybody who is about to ask has asked."""
-        self.idle: list[AsyncLine | AsyncClusterLine] = []
+        self.connecting = False
         self.late: asyncio.TimerHandle | None = None
 
 
 class _Flight:
     """One trip under way."""
 
-    __slots__ = ("batch", "began", "line", "overdue", "permit", "refreshing", "shard")
+    __slots__ = ("batch", "began", "overdue", "permit", "refreshing", "shard")
 
-    def __init__(self, shard: _Shard, line: AsyncLine | AsyncClusterLine, batch: Batch, permit: Permit) -> None:
+    def __init__(self, shard: _Shard, batch: Batch, permit: Permit) -> None:
         self.shard = shard
-        self.line = line
         self.batch = batch
         self.permit = permit
         self.refreshing = False
@@ -92,7 +97,7 @@ class AsyncioTrips:
     def _shard(self, number: int) -> _Shard:
         shard = self._shards.get(number)
         if shard is None:
-            shard = self._shards[number] = _Shard(number, self._store.max_batch)
+            shard = self._shards[number] = _Shard(number, self._store.max_batch, self._new_line())
         return shard
 
     def _refund(self, item: Item, units: int) -> None:
@@ -106,6 +111,8 @@ class AsyncioTrips:
         waiting = len(shard.pending.batches)
         if not waiting or shard.flying >= MAX_FLYING:
             return
+        if shard.connecting:
+            return
         if shard.flying and not late and waiting == 1:  # it may still grow
             if shard.late is None:
                 shard.late = self._loop.call_later(self._store.budget / 4, self._start_late, shard)
@@ -118,72 +125,96 @@ class AsyncioTrips:
         self._start(shard, late=True)
 
     def _depart(self, shard: _Shard) -> None:
-        """Make the next trip: at once on a line that is ready, else when one is."""
+        """Make the next trip, or connect for it."""
         shard.departing = False
         if shard.late is not None:
             shard.late.cancel()
             shard.late = None
         if not shard.pending.batches:
             return
-        batch = shard.pending.batches.popleft()
         permit = self._store.permit()
         if permit is None:
-            batch.fail(self._store.cause, certain=True)
+            shard.pending.fail(self._store.cause)
             self._recover()
             return
-        line = shard.idle.pop() if shard.idle else self._new_line()
-        flight = _Flight(shard, line, batch, permit)
-        shard.flying += 1
-        self._flights.add(flight)
-        if isinstance(line, AsyncLine) and line.is_ready:
-            self._send(flight, line)
-        else:
-            self._spawn(self._fly(flight))
+        line = shard.line
+        if isinstance(line, AsyncLine) and not line.is_ready:
+            shard.connecting = True
+            self._spawn(self._connect(shard, line, permit, shard.pending.batches[0]))
+            return
+        batch = shard.pending.batches.popleft()
+        rest = batch.halve() if len(batch) >= WORTH_HALVING and not shard.flying else None
+        self._send(_Flight(shard, batch, permit))
+        if rest is not None and (permit := self._store.permit()) is not None:
+            self._send(_Flight(shard, rest, permit))
+        elif rest is not None:
+            rest.fail(self._store.cause, certain=True)
         self._start(shard)
 
-    def _send(self, flight: _Flight, line: AsyncLine) -> None:
+    async def _connect(self, shard: _Shard, line: AsyncLine, permit: Permit, batch: Batch) -> None:
+        """Connect the line, within the time that those have who wait for it."""
         try:
-            keys, arguments, flight.refreshing = self._store.encode(flight.shard.number, flight.batch)
+            if self._end is None:
+                await self._watch_for_the_end()
+            async with asyncio.timeout_at(batch.deadline):
+                await line.connect()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
+            self._store.fail(permit, error, batch, certain=True)
+            self._fail_pending()
+            self._recover()
+        except BaseException:
+            permit.drop()
+            shard.pending.fail("cancelled")
+            raise
+        else:
+            permit.drop()  # it says nothing yet about how the store answers
+        finally:
+            shard.connecting = False
+        self._start(shard)
+
+    def _send(self, flight: _Flight) -> None:
+        line, batch = flight.shard.line, flight.batch
+        flight.shard.flying += 1
+        self._flights.add(flight)
+        try:
+            keys, arguments, flight.refreshing = self._store.encode(flight.shard.number, batch)
             flight.began = time.monotonic()
-            flight.overdue = self._loop.call_at(flight.batch.deadline, line.give_up)
-            line.send(keys, arguments, partial(self._land, flight))
+            if isinstance(line, AsyncLine):
+                flight.overdue = self._loop.call_at(batch.deadline, line.give_up)
+                line.send(keys, arguments, partial(self._land, flight))
+            else:
+                self._spawn(self._fly(flight, line, keys, arguments))
         except Exception as error:  # noqa: BLE001 - a bug of ours must not leave callers without an answer
             self._land(flight, error)
 
-    async def _fly(self, flight: _Flight) -> None:
-        """Make a trip that cannot leave at once: its line must connect first, or is a cluster's."""
-        line = flight.line
+    async def _fly(self, flight: _Flight, line: AsyncClusterLine, keys: list[str], arguments: list[str | int]) -> None:
+        """Make a trip to a cluster, whose client needs a task."""
         try:
             if self._end is None:
                 await self._watch_for_the_end()
             async with asyncio.timeout_at(flight.batch.deadline):
-                if isinstance(line, AsyncLine):
-                    await line.connect()
-                else:
-                    keys, arguments, flight.refreshing = self._store.encode(flight.shard.number, flight.batch)
-                    flight.began = time.monotonic()
-                    self._land(flight, await line.call(keys, arguments))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
-            self._land(flight, error)
+                answer: bytes | Exception = await line.call(keys, arguments)
+        except Exception as error:  # noqa: BLE001 - as above
+            answer = error
         except BaseException:
             flight.permit.drop()
-            flight.batch.fail("cancelled", certain=not line.sent)
+            flight.batch.fail("cancelled", certain=False)
             self._gone(flight)
             raise
-        else:
-            if isinstance(line, AsyncLine):
-                self._send(flight, line)
+        self._land(flight, answer)
 
     def _land(self, flight: _Flight, answer: bytes | Exception) -> None:
         """Take in what a trip brought."""
-        shard, batch, line = flight.shard, flight.batch, flight.line
+        shard, batch, line = flight.shard, flight.batch, flight.shard.line
         if flight.overdue is not None:
             flight.overdue.cancel()
-            flight.overdue = None
+        self._gone(flight)
         if isinstance(answer, Refused) and answer.code == "READONLY" and not batch.resent:
             # A failover: whoever is asked now may know the new primary. Nothing ran, so it may be sent again.
             batch.resent = True
-            self._spawn(self._fly(flight))
+            flight.permit.drop()
+            shard.pending.batches.appendleft(batch)
+            self._spawn(self._close_and_start(shard))
             return
         if isinstance(answer, bytes):
             try:
@@ -203,12 +234,14 @@ class AsyncioTrips:
         else:
             for item in batch.items:
                 self._refund(item, item.excess())
-        self._gone(flight)
+        self._start(shard)
+
+    async def _close_and_start(self, shard: _Shard) -> None:
+        await shard.line.close()
         self._start(shard)
 
     def _gone(self, flight: _Flight) -> None:
         flight.shard.flying -= 1
-        flight.shard.idle.append(flight.line)
         self._flights.discard(flight)
         if not self._flights and self._landed is not None and not self._landed.done():
             self._landed.set_result(None)
@@ -247,7 +280,7 @@ class AsyncioTrips:
 
     async def _drive(self, steps: Any) -> None:
         """Do what the steps say: sleep, or make a call and report what came of it."""
-        line = self._new_line()
+        line = self._shard(0).line
         answer: Any = None
         try:
             while True:
@@ -257,7 +290,6 @@ class AsyncioTrips:
             pass
         finally:
             steps.close()
-            self._shard(0).idle.append(line)
 
     @staticmethod
     async def _try(line: AsyncLine | AsyncClusterLine, call: Call) -> bytes | Exception:
@@ -305,20 +337,14 @@ class AsyncioTrips:
 
     async def _say_farewell(self) -> None:
         """Let the other instances know that there is one less, if that takes no connecting and no waiting."""
-        lines = self._shard(0).idle
-        if self._store.reachable and lines and (isinstance(lines[-1], AsyncClusterLine) or lines[-1].is_ready):
+        line = self._shard(0).line
+        if self._store.reachable and (isinstance(line, AsyncClusterLine) or line.is_ready):
             for call in self._store.farewells():
-                await self._try(lines[-1], call)
+                await self._try(line, call)
 
     async def _close_lines(self) -> None:
         for shard in self._shards.values():
-            while shard.idle:
-                line = shard.idle.pop()
-                if line is not self._cluster_line:
-                    await line.close()
-        shared, self._cluster_line = self._cluster_line, None
-        if shared is not None:
-            await shared.close()
+            await shard.line.close()
 
 
 def _resolve(future: asyncio.Future[None], _: Item) -> None:
