@@ -5,10 +5,7 @@
 How to read the table, and how to compare two runs: README.md beside this file.
 """
 
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +13,6 @@ from importlib import import_module
 from time import perf_counter
 from typing import Final
 
-import anyio
 import harness
 import structlog
 from breaker_contenders import (
@@ -37,7 +33,7 @@ from breaker_contenders import (
     nothing_sync,
     our_breaker,
 )
-from harness import Bar, Contender, Row, Sample, repeated, repeated_sync, with_own_code
+from harness import Bar, Contender, Row, Sample, brought_by, importing, repeated, repeated_sync, with_own_code
 
 from resilience import subscribe
 from resilience.events import CallSucceeded, disable_logging, enable_logging
@@ -223,33 +219,6 @@ async def purgatory_block() -> Sample:
     return repeated(block)
 
 
-def importing(module: str) -> Contender:
-    """Return the contender that imports `module` in a fresh interpreter, which tells how long that took."""
-    code = f"from time import perf_counter as now; start = now(); import {module}; print(now() - start)"
-
-    async def build() -> Sample:
-        async def sample(calls: int) -> float:
-            seconds = 0.0
-            for _ in range(calls):
-                done = await anyio.run_process([sys.executable, "-c", code])
-                seconds += float(done.stdout)
-            return seconds
-
-        await sample(1)  # the first import of all compiles, and reads from a cold disk
-        return sample
-
-    distribution = "anyio-resilience" if module == "resilience" else module
-    return Contender(name=f"import {module}", distribution=distribution, build=build)
-
-
-def heavy_imports() -> list[str]:
-    """Return which of `HEAVY` come with `import resilience`."""
-    code = f"import json, resilience, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)  # noqa: S603 - our own line
-    found: list[str] = json.loads(done.stdout)
-    return found
-
-
 def time_window_bars() -> Iterator[Bar]:
     """A quarter of interlock-cb at every length of window, and no dearer for a longer one."""
     for seconds in SECONDS:
@@ -304,7 +273,7 @@ ROWS: Final = (
         title="import in a fresh interpreter",
         unit="ms",
         calls=1,
-        contenders=[importing("resilience"), importing("anyio")],
+        contenders=[importing("resilience", "anyio-resilience"), importing("anyio", "anyio")],
         bars=[Bar(name="import resilience", at_most=1.5, against="import anyio")],
     ),
     Row(
@@ -366,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = harness.run(NAME, ROWS, options, yardstick="resilience")
         disable_logging()
     if options.only is None or "import" in options.only:
-        report["heavy_imports"] = heavy_imports()
+        report["heavy_imports"] = brought_by("resilience", HEAVY)
         told = ", ".join(report["heavy_imports"]) or "none"
         print(f"\nimport resilience brings {told} of {', '.join(HEAVY)}")
     harness.write(report, options.json)

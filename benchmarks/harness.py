@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +29,9 @@ RESULTS = Path(__file__).parent / "results"
 SCRATCH = RESULTS / "scratch"
 
 Sample = Callable[[int], Awaitable[float]]
-"""Makes so many calls and tells the seconds they took together."""
+"""Makes so many calls and tells the seconds they took together, or in a row of bytes what they left behind."""
 
-Unit = Literal["ns", "ms", "calls/s"]
+Unit = Literal["ns", "us", "ms", "calls/s", "bytes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,19 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A promise: the median of `name` is at most `at_most` times that of `against`, or units where that is None."""
+    """A promise: the median of `name` is at most `at_most` times that of `against`, or units where that is None.
+
+    Where more is better, `at_least` takes the place of `at_most`.
+    """
 
     name: str
-    at_most: float
+    at_most: float | None = None
+    at_least: float | None = None
     against: str | None = None
+
+    def holds(self, value: float) -> bool:
+        """Tell whether this is what was promised."""
+        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +78,8 @@ class Row:
         baseline: measured in the same rounds and subtracted; None where the whole time is the answer.
         unit: of every number printed and kept; "calls/s" cannot have a baseline.
         calls: per sample; None calibrates each contender to the seconds that a sample may take.
+        stretch: how many times longer than others its samples are, where a sample needs time to get going.
+        rounds: at most so many, where one takes seconds or says all there is to say.
     """
 
     key: str
@@ -78,6 +89,8 @@ class Row:
     bars: Sequence[Bar] = ()
     unit: Unit = "ns"
     calls: int | None = None
+    stretch: float = 1.0
+    rounds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +120,7 @@ class Runner:
             return
         try:
             self.sample = await self.contender.build()
-            self.calls = row.calls or await calibrated(self.sample, plan.sample_seconds)
+            self.calls = row.calls or await calibrated(self.sample, plan.sample_seconds * row.stretch)
         except Exception as error:  # noqa: BLE001 - a peer that breaks is a finding; the others go on
             self.fail(error)
 
@@ -144,7 +157,7 @@ async def measure(row: Row, plan: Plan) -> dict[str, Any]:
     everyone = [*runners, baseline] if baseline else runners
     for runner in everyone:
         await runner.prepare(row, plan)
-    for turn in range(plan.rounds):
+    for turn in range(min(plan.rounds, row.rounds or plan.rounds)):
         first = turn % len(everyone)
         # A collection in the middle of one contender's sample would be booked to it, whoever left the garbage.
         gc.collect()
@@ -201,15 +214,15 @@ def in_unit(seconds_per_call: float, unit: Unit) -> float:
     """Convert seconds per call."""
     if unit == "calls/s":
         return 1 / seconds_per_call
-    return seconds_per_call * {"ns": 1e9, "ms": 1e3}[unit]
+    return seconds_per_call * {"ns": 1e9, "us": 1e6, "ms": 1e3, "bytes": 1.0}[unit]
 
 
 def judged(bar: Bar, medians: dict[str, float | None]) -> dict[str, Any]:
     """Hold one promise against the medians; "not measured" where a side is missing."""
     ours, theirs = medians[bar.name], 1.0 if bar.against is None else medians[bar.against]
     value = None if ours is None or not theirs else ours / theirs
-    verdict = "not measured" if value is None else "pass" if value <= bar.at_most else "MISS"
-    return {"name": bar.name, "against": bar.against, "at_most": bar.at_most, "value": value, "verdict": verdict}
+    verdict = "not measured" if value is None else "pass" if bar.holds(value) else "MISS"
+    return {**vars(bar), "value": value, "verdict": verdict}
 
 
 def version_of(distribution: str) -> str | None:
@@ -245,6 +258,32 @@ def repeated_sync(call: Callable[[], object]) -> Sample:
         return perf_counter() - started
 
     return with_own_code(sample)
+
+
+def importing(module: str, distribution: str) -> Contender:
+    """Return the contender that imports `module` in a fresh interpreter, which tells how long that took."""
+    code = f"from time import perf_counter as now; start = now(); import {module}; print(now() - start)"
+
+    async def build() -> Sample:
+        async def sample(calls: int) -> float:
+            seconds = 0.0
+            for _ in range(calls):
+                done = await anyio.run_process([sys.executable, "-c", code])
+                seconds += float(done.stdout)
+            return seconds
+
+        await sample(1)  # the first import of all compiles, and reads from a cold disk
+        return sample
+
+    return Contender(name=f"import {module}", distribution=distribution, build=build)
+
+
+def brought_by(module: str, others: Sequence[str]) -> list[str]:
+    """Return which of the `others` are imported with `module`."""
+    code = f"import json, sys, {module}; print(json.dumps([name for name in {list(others)!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)  # noqa: S603 - our own line
+    found: list[str] = json.loads(done.stdout)
+    return found
 
 
 def with_own_code(sample: Sample) -> Sample:
@@ -291,7 +330,8 @@ def print_row(row: dict[str, Any], yardstick: str) -> None:
     for bar in row["bars"]:
         against = f"x {bar['against']}" if bar["against"] else row["unit"]
         found = "" if bar["value"] is None else f" (is {bar['value']:.3g})"
-        print(f"  {bar['verdict']:>12}: {bar['name']} <= {bar['at_most']:.3g} {against}{found}")
+        limit = f"<= {bar['at_most']:.3g}" if bar["at_least"] is None else f">= {bar['at_least']:.3g}"
+        print(f"  {bar['verdict']:>12}: {bar['name']} {limit} {against}{found}")
 
 
 def arguments(description: str, keys: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
