@@ -23,8 +23,10 @@ check: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(BENCH)/.bench
-	$(BENCH)/bin/python benchmarks/bench_circuit_breaker.py $(ARGS)
+bench: bench-circuit_breaker bench-rate_limiter
+
+bench-%: $(BENCH)/.bench
+	$(BENCH)/bin/python benchmarks/bench_$*.py $(ARGS)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,16 +1,13 @@
 """The breaker benchmark runs, measures everybody who is there, and names everybody who is not."""
 
-import importlib.util
 import json
 import math
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import anyio
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -146,80 +143,3 @@ def test_bad_arguments_are_refused(arguments: list[str], told: str) -> None:
     done = run("--quick", *arguments)
     assert done.returncode == 2
     assert told in done.stderr
-
-
-# --- the harness, with samples that only claim to have taken time ---
-
-
-@pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_harness", BENCHMARKS / "harness.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def claiming(harness: ModuleType, name: str, ns_per_round: list[float], ran: list[str] | None = None) -> Any:
-    """Return a contender whose rounds take what the list says."""
-    pending = iter(ns_per_round)
-
-    async def sample(calls: int) -> float:
-        if ran is not None:
-            ran.append(name)
-        return next(pending) * 1e-9 * calls
-
-    async def build() -> Any:
-        return sample
-
-    return harness.Contender(name=name, build=build)
-
-
-def measured(harness: ModuleType, rounds: int, **row: Any) -> Any:
-    row = {"key": "row", "title": "row", "calls": 1000} | row
-    return anyio.run(harness.measure, harness.Row(**row), harness.Plan(rounds=rounds, sample_seconds=0.001))
-
-
-def test_added_time_is_the_median_of_differences_within_rounds(harness: ModuleType) -> None:
-    row = measured(
-        harness,
-        3,
-        baseline=claiming(harness, "bare", [100, 900, 100]),
-        contenders=[claiming(harness, "guarded", [400, 1100, 390])],
-        bars=[harness.Bar(name="guarded", at_most=289.0)],
-    )
-    assert row["contenders"][0]["median"] == pytest.approx(290)
-    assert row["contenders"][0]["rounds"] == pytest.approx([400, 1100, 390])
-    assert row["bars"][0]["verdict"] == "MISS"
-
-
-def test_contenders_take_turns_in_a_rotating_order(harness: ModuleType) -> None:
-    ran: list[str] = []
-    measured(harness, 3, contenders=[claiming(harness, name, [1, 1, 1], ran) for name in "abc"])
-    assert ran == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
-
-
-def test_a_contender_that_breaks_is_reported_and_the_others_go_on(harness: ModuleType) -> None:
-    row = measured(
-        harness,
-        3,
-        contenders=[claiming(harness, "breaks", []), claiming(harness, "works", [5, 5, 5])],
-        bars=[harness.Bar(name="works", at_most=1.0, against="breaks")],
-    )
-    broken, works = row["contenders"]
-    assert broken["status"] == "failed"
-    assert broken["median"] is None
-    assert works["median"] == pytest.approx(5)
-    assert row["bars"][0]["verdict"] == "not measured"
-
-
-def test_a_missing_distribution_is_told_without_building(harness: ModuleType) -> None:
-    def build() -> None:
-        raise AssertionError("nothing of a missing distribution can be built")
-
-    absent = harness.Contender(name="absent", distribution="no-such-distribution", build=build)
-    row = measured(harness, 3, contenders=[absent])
-    assert row["contenders"][0]["status"] == "missing"
-    assert row["contenders"][0]["reason"] == "no-such-distribution is not installed"
