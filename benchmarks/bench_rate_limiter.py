@@ -25,6 +25,7 @@ import harness
 import structlog
 from harness import Bar, Contender, Row, Sample, brought_by, importing, version_of, with_own_code
 from rate_limiter_contenders import (
+    AMPLE,
     HOUR,
     LIMITS,
     OURS,
@@ -32,7 +33,6 @@ from rate_limiter_contenders import (
     PYRATE,
     RAW,
     THROTTLED,
-    UNLIMITED,
     Ask,
     AskSync,
     Connect,
@@ -49,6 +49,10 @@ Elsewhere = Callable[[Sample], Sample]
 """Makes a sample run in another loop."""
 
 NAME: Final = "rate_limiter"
+ONE_KEY: Final = 1_000_000_000
+"""Units per hour of the only key: it is asked for a million times a second."""
+MANY_KEYS: Final = 3_600
+"""Units per hour of each of many keys: each has its turn again, in the next round at the latest, before it drains."""
 KEYS: Final = 10_000
 """As many as a store of ours holds by default."""
 TASKS: Final = (1, 10, 100, 1_000)
@@ -109,27 +113,35 @@ async def empty_loop() -> Sample:
 EMPTY_LOOP: Final = Contender(name="the empty loop", build=empty_loop)
 
 
-def in_memory(library: Library, keys: int) -> Contender:
+def in_memory(library: Library, keys: int, limit: int) -> Contender:
     """Return the contender that asks in this process, for so many keys by turns."""
 
     async def build() -> Sample:
-        return turning(names(keys), library.in_memory(keys))
+        ask = library.in_memory(keys, limit)
+        timed = turning(names(keys), ask)
+
+        async def sample(calls: int) -> float:
+            seconds = await timed(calls)
+            library.must_admit(ask(names(1)[0]))
+            return seconds
+
+        return sample
 
     return library.contender(build)
 
 
-def awaited(keys: int) -> Contender:
+def awaited(keys: int, limit: int) -> Contender:
     """Return ours, asked from a task."""
 
     async def build() -> Sample:
-        return turning_async(names(keys), our_limiter(UNLIMITED, MemoryStore(keys)).try_acquire)
+        return turning_async(names(keys), our_limiter(limit, MemoryStore(keys)).try_acquire)
 
     return OURS.contender(build, "awaited")
 
 
 async def aiolimiter() -> Sample:
     """Ask aiolimiter, which waits instead of refusing."""
-    limiter = import_module("aiolimiter").AsyncLimiter(UNLIMITED, HOUR)
+    limiter = import_module("aiolimiter").AsyncLimiter(ONE_KEY, HOUR)
     return turning_async(names(1), lambda _: limiter.acquire())
 
 
@@ -197,9 +209,11 @@ def racing(library: Library, server: Server, tasks: int, variant: str = "", run:
         connect = await library.on_redis(url)
 
         async def sample(calls: int) -> float:
-            async with connect(url, UNLIMITED, tasks) as ask:
+            async with connect(url, AMPLE, tasks) as ask:
                 await together(ask, tasks, tasks)
-                return await together(ask, tasks, calls)
+                seconds = await together(ask, tasks, calls)
+                library.must_admit(await ask(names(1)[0]))
+                return seconds
 
         return run(sample)
 
@@ -237,7 +251,7 @@ def going_away(
 
         async def sample(_: int) -> float:
             with Server() as server:
-                async with connect(server.url, UNLIMITED, CALLERS) as ask:
+                async with connect(server.url, AMPLE, CALLERS) as ask:
                     await together(ask, CALLERS, CALLERS)
                     outage.begin(server)
                     return await together(patient(ask, outage.patience), CALLERS, CALLERS)
@@ -263,7 +277,7 @@ def gone(outage: Outage, variant: str = "", run: Elsewhere = here) -> Contender:
     async def build() -> Sample:
         async def sample(calls: int) -> float:
             with Server() as server:
-                async with our_redis(server.url, UNLIMITED, CALLERS) as ask:
+                async with our_redis(server.url, AMPLE, CALLERS) as ask:
                     await together(ask, CALLERS, CALLERS)
                     outage.begin(server)
                     await together(ask, CALLERS, CALLERS)
@@ -403,14 +417,14 @@ def memory_rows() -> Iterator[Row]:
         key="memory",
         title="one unit of one key in this process, admitted",
         baseline=EMPTY_LOOP,
-        contenders=[*(in_memory(library, 1) for library in libraries), awaited(1), AIOLIMITER],
+        contenders=[*(in_memory(library, 1, ONE_KEY) for library in libraries), awaited(1, ONE_KEY), AIOLIMITER],
         bars=bars,
     )
     yield Row(
         key="memory-keys",
         title=f"the same with {KEYS:,} keys by turns",
         baseline=EMPTY_LOOP,
-        contenders=[*(in_memory(library, KEYS) for library in libraries), awaited(KEYS)],
+        contenders=[*(in_memory(library, KEYS, MANY_KEYS) for library in libraries), awaited(KEYS, MANY_KEYS)],
         bars=bars,
     )
 

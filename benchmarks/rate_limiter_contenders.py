@@ -18,8 +18,9 @@ from harness import Contender, Sample
 from resilience.rate_limiter import Decision, MemoryStore, Quota, RateLimiter, RedisStore
 
 HOUR: Final = 3_600
-UNLIMITED: Final = 1_000_000_000
-"""Units per hour that nobody uses up: what is measured is a call that may pass."""
+AMPLE: Final = 1_000_000
+"""Units per hour that nobody uses up, so that calls pass, and that drain slowly, so that a key is live when it is asked
+for again: one that has drained is as new, and to admit a new key is another question."""
 MOST_CONNECTIONS: Final = 100
 
 AskSync = Callable[[str], Any]
@@ -257,7 +258,7 @@ class Library:
         name = f"{self.name}, {variant}" if variant else self.name
         return Contender(name=name, distribution=self.distribution, build=build, note=self.note)
 
-    def in_memory(self, keys: int, limit: int = UNLIMITED) -> AskSync:
+    def in_memory(self, keys: int, limit: int) -> AskSync:
         """Return what asks in this process, after a check that it limits at all."""
         if self.memory is None:
             raise RuntimeError("no limiter in memory")
@@ -273,6 +274,11 @@ class Library:
         async with self.redis(url, 1, 1) as ask:
             self._check([await ask(key), await ask(key)])
         return self.redis
+
+    def must_admit(self, answer: Any) -> None:
+        """Make sure that a limit is still ample."""
+        if not self.admitted(answer):
+            raise RuntimeError("the limit was used up, or another decided than was asked")
 
     def _check(self, answers: list[Any]) -> None:
         if [self.admitted(answer) for answer in answers] != [True, False]:
