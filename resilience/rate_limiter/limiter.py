@@ -118,7 +118,9 @@ class RateLimiter:
             self._shared = store, remote
             self._space: Space = remote.space
         else:
-            self._space = (store or MemoryStore()).space(name, self._quotas, clock, wall_clock, self._teller)
+            self._space = (MemoryStore() if store is None else store).space(
+                name, self._quotas, clock, wall_clock, self._teller
+            )
         self._rules = self._space.rules
         # What most calls need and no more; None where a call needs more.
         self._plain = self._space.acquire if self._shared is None and not shadow else None

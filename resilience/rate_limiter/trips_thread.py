@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .batch import Batch, Caller, Item, Pending, Request, Unreachable, Wake
-from .lines import SyncClusterLine, SyncLine, make_sync_line, refused_to_run
 from .store import Call, SharedStore
+
+if TYPE_CHECKING:
+    from .lines import SyncClusterLine, SyncLine
 
 IDLE: Final = 10.0
 """Seconds without work after which the thread ends, and closes its line."""
@@ -192,7 +194,7 @@ class ThreadTrips:
                 ago = time.monotonic() - began
                 store.settle(permit, reply, batch, shard=number, ago=ago, refreshing=refreshing)
             except BaseException as error:  # noqa: BLE001 - the thread outlives everything, and the callers get an answer
-                store.fail(permit, error, batch, certain=not line.sent or refused_to_run(error))
+                store.fail(permit, error, batch, certain=not line.sent or lines.refused_to_run(error))
                 self._fail_pending()
         for item in batch.items:
             self._refund(item, item.excess())
@@ -267,13 +269,17 @@ class _Lines:
     """The lines of the thread: one to a server, or the client of a cluster."""
 
     def __init__(self, store: SharedStore) -> None:
+        from . import lines  # noqa: PLC0415 - imports redis-py, which takes longer than all of ours
+
+        self._lines = lines
+        self.refused_to_run = lines.refused_to_run
         self._store = store
         self._line: SyncLine | SyncClusterLine | None = None
 
     def of(self, number: int) -> SyncLine | SyncClusterLine:
         del number  # a cluster's client finds the node itself
         if self._line is None:
-            self._line = make_sync_line(self._store.target)
+            self._line = self._lines.make_sync_line(self._store.target)
         return self._line
 
     @property
