@@ -66,7 +66,7 @@ def _algorithms(say: Say, best: Best) -> None:
         say("0009", f"most in a trailing minute, {quota}", _most_in_a_minute(_asker(quota)), "calls")
     say("0009", "most in a trailing minute, sliding counter", _most_in_a_minute(_SlidingCounter()), "calls")
     for algorithm in ("gcra", "sliding_log"):
-        quota = Quota(100, 60.0, algorithm=algorithm)  # type: ignore[arg-type]
+        quota = Quota(100, 60.0, algorithm=algorithm)
         limiter = RateLimiter(quota, name="size", clock=lambda: 0.0)
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
