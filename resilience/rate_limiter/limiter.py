@@ -289,7 +289,8 @@ class RateLimiter:
     async def block(self, key: str | bytes, seconds: float) -> None:
         """Refuse `key` for so many seconds, whatever its limit has left; 0 ends a block.
 
-        Shared through Redis, where there is one; while that is out of reach, in this instance only.
+        Shared through Redis, where there is one; while that is out of reach, in this instance only. Who waits already
+        gets its turn; `acquire` does not wait for the end of a block.
 
         Args:
             key: as in `try_acquire`.

@@ -30,15 +30,15 @@ class RedisStore(SharedStore):
     """Keeps limits in Redis, where all instances of a program see them; one store object is one instance.
 
     It connects when it is first used, in whatever event loop or thread that is, and needs no lifecycle: loops may come
-    and go. On asyncio it has up to four connections for each loop; trio and sync code share one worker thread with one
+    and go. On asyncio it has one connection for each loop; trio and sync code share one worker thread with one
     connection. All that callers ask while a trip is under way goes with the next one, in one script call.
 
     A trip that fails opens the store's circuit breaker: from then on limiters decide by themselves (see `fallback` of
     `RateLimiter`), and the store is probed in the background, first after at most a second, then up to 5 s apart, until
     it answers within the budget again.
 
-    Every key has a time to live. Use a database with the eviction policy `noeviction` or `volatile-ttl`: an evicted
-    key has lost its limit.
+    Every key has a time to live. Use a database with the eviction policy `noeviction`: an evicted key has lost its
+    limit, and a server that is full is an outage like any other.
 
     Args:
         url_or_client: `redis://`, `rediss://`, `unix://` (`valkey://` and `valkeys://` mean the first two),
