@@ -9,8 +9,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from . import findings as told
+from . import limit_findings as limit
 from .charts import css_class, outcome_chart, response_chart
 from .ledger import Outcome, duration
+from .limit_chart import limit_chart
+from .shared_limit import ALLOWED, BUDGET
 from .view import change_told
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .run import Run
+    from .shared_limit import SharedLimit
 
 __all__ = ["page", "write_report"]
 
@@ -42,10 +46,11 @@ def page(run: Run, *, when: datetime) -> str:
         f"<h1>{escape(told.TITLE)}</h1>",
         *(f'<p class="made">{escape(line)}</p>' for line in (*about, made)),
         "<section><h2>What came out</h2>",
-        *(f"<p>{escape(sentence)}</p>" for sentence in told.findings(run)),
+        *(f"<p>{escape(sentence)}</p>" for sentence in (*told.findings(run), *limit.limit_findings(run.shared))),
         "</section>",
         _figure("How long callers waited", response_chart(run), _responses_legend()),
         _figure("What became of the requests", outcome_chart(run), _legend(Outcome)),
+        *(() if run.shared is None else _limit(run.shared)),
         _side_by_side(run),
         _phase_by_phase(run),
         _what_the_service_did(run),
@@ -70,6 +75,25 @@ def _legend(outcomes: Iterable[Outcome]) -> str:
 def _responses_legend() -> str:
     states = (_key(f"state-{state}", f"breaker {state}") for state in ("closed", "open", "half-open"))
     return f"{_legend(Outcome)}<br>{' '.join(states)}"
+
+
+def _limit(shared: SharedLimit) -> Iterable[str]:
+    keys = (
+        ("admitted", "admitted"),
+        ("legal", f"legal: {ALLOWED.burst} at once, then {ALLOWED.rate}/s"),
+        ("if-open", "if all had passed while Redis was gone"),
+        ("by-redis", "decided by Redis"),
+        ("by-fallback", "by the instances alone"),
+    )
+    legend = " ".join(_key(css, meaning) for css, meaning in keys)
+    yield _figure("One limit, and a Redis that dies", limit_chart(shared), legend)
+    headings = (*limit.HEADINGS[:-1], f"{limit.HEADINGS[-1]} (budget {duration(BUDGET)})")
+    yield _table("The limit, stage by stage", headings, [row.cells() for row in limit.stage_rows(shared)])
+    yield _list(
+        "What the limiters told",
+        [f"{switch.at:.2f} s: {limit.switch_told(switch)}" for switch in shared.switches],
+        "Nothing: Redis answered throughout.",
+    )
 
 
 def _key(css: str, meaning: str) -> str:
@@ -114,10 +138,13 @@ def _what_the_service_did(run: Run) -> str:
 
 
 def _changes(run: Run) -> str:
-    if not run.changes:
-        return "<section><h2>The breaker's way</h2><p>It stayed closed.</p></section>"
-    lines = "".join(f"<li>{change.at:.2f} s: {escape(change_told(change, chr(0x2192)))}</li>" for change in run.changes)
-    return f"<section><h2>The breaker's way</h2><ol>{lines}</ol></section>"
+    lines = [f"{change.at:.2f} s: {change_told(change, chr(0x2192))}" for change in run.changes]
+    return _list("The breaker's way", lines, "It stayed closed.")
+
+
+def _list(heading: str, lines: Sequence[str], otherwise: str) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<section><h2>{escape(heading)}</h2>{f'<ol>{items}</ol>' if lines else f'<p>{otherwise}</p>'}</section>"
 
 
 def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
