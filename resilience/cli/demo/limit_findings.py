@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADINGS",
+    "IN_ALL",
     "StageRow",
     "limit_findings",
     "limit_told",
@@ -27,6 +28,7 @@ __all__ = [
 
 HEADINGS = ("Redis", "calls", "admitted", "legal", "ratio", "by Redis", "fallback", "blocked", "longest wait")
 """Of the table of stages; the last but one three count who decided."""
+IN_ALL = "in all"
 SOURCES = ("redis", "fallback", "blocked")
 
 
@@ -85,7 +87,7 @@ def stage_rows(shared: SharedLimit) -> list[StageRow]:
     """Give what was decided in each stage that was reached, and in all of them."""
     reached = range(len(shared.stage_starts))
     rows = [_row(shared, STAGES[stage], (stage,), legal=ALLOWED.between(*shared.span(stage))) for stage in reached]
-    return [*rows, _row(shared, "in all", ALL_STAGES, legal=ALLOWED.until(shared.elapsed))]
+    return [*rows, _row(shared, IN_ALL, ALL_STAGES, legal=ALLOWED.until(shared.elapsed))]
 
 
 def _row(shared: SharedLimit, name: str, stages: Sequence[int], *, legal: int) -> StageRow:
@@ -117,8 +119,9 @@ def limit_findings(shared: SharedLimit | None) -> list[str]:
     told = (
         f"While Redis was gone for {duration(end - start)}, {INSTANCES} instances admitted {gone.admitted} calls,"
         f" {ratio_told(gone.ratio)} of the {gone.legal} that their limit allows; failing open would have admitted all"
-        f" {gone.calls}. In all, {total.admitted} of {total.legal} legal calls passed ({ratio_told(total.ratio)}). No"
-        f" caller waited longer than {duration(total.longest)} for a decision; the budget is {duration(BUDGET)}."
+        f" {gone.calls}. In all, {total.admitted} calls passed where {total.legal} are legal"
+        f" ({ratio_told(total.ratio)}). No caller waited longer than {duration(total.longest)} for a decision; the"
+        f" budget is {duration(BUDGET)}."
     )
     return [told, _return(shared)]
 

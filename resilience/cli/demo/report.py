@@ -41,7 +41,12 @@ def page(run: Run, *, when: datetime) -> str:
     style = files(__package__ or "").joinpath("report.css").read_text(encoding="utf-8")
     early = "" if run.stopped_by is None else f" Stopped early, after {run.elapsed:.1f} s."
     made = f"{run.seconds:g} s on {when:%Y-%m-%d %H:%M}, Python {platform.python_version()}.{early}"
-    about = (told.service_told(run), told.clients_told(run.limits), told.breaker_told(run.limits))
+    about = (
+        told.service_told(run),
+        told.clients_told(run.limits),
+        told.breaker_told(run.limits),
+        limit.limit_told(run.shared),
+    )
     body = (
         f"<h1>{escape(told.TITLE)}</h1>",
         *(f'<p class="made">{escape(line)}</p>' for line in (*about, made)),
@@ -50,11 +55,12 @@ def page(run: Run, *, when: datetime) -> str:
         "</section>",
         _figure("How long callers waited", response_chart(run), _responses_legend()),
         _figure("What became of the requests", outcome_chart(run), _legend(Outcome)),
-        *(() if run.shared is None else _limit(run.shared)),
+        *([] if run.shared is None else [_limit_figure(run.shared)]),
         _side_by_side(run),
         _phase_by_phase(run),
         _what_the_service_did(run),
         _changes(run),
+        *([] if run.shared is None else [_limit_stages(run.shared), _switches(run.shared)]),
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -77,23 +83,16 @@ def _responses_legend() -> str:
     return f"{_legend(Outcome)}<br>{' '.join(states)}"
 
 
-def _limit(shared: SharedLimit) -> Iterable[str]:
+def _limit_figure(shared: SharedLimit) -> str:
     keys = (
         ("admitted", "admitted"),
         ("legal", f"legal: {ALLOWED.burst} at once, then {ALLOWED.rate}/s"),
         ("if-open", "if all had passed while Redis was gone"),
         ("by-redis", "decided by Redis"),
-        ("by-fallback", "by the instances alone"),
+        ("by-fallback", "by instances alone"),
     )
     legend = " ".join(_key(css, meaning) for css, meaning in keys)
-    yield _figure("One limit, and a Redis that dies", limit_chart(shared), legend)
-    headings = (*limit.HEADINGS[:-1], f"{limit.HEADINGS[-1]} (budget {duration(BUDGET)})")
-    yield _table("The limit, stage by stage", headings, [row.cells() for row in limit.stage_rows(shared)])
-    yield _list(
-        "What the limiters told",
-        [f"{switch.at:.2f} s: {limit.switch_told(switch)}" for switch in shared.switches],
-        "Nothing: Redis answered throughout.",
-    )
+    return _figure("One limit, and a Redis that dies", limit_chart(shared), legend)
 
 
 def _key(css: str, meaning: str) -> str:
@@ -140,6 +139,16 @@ def _what_the_service_did(run: Run) -> str:
 def _changes(run: Run) -> str:
     lines = [f"{change.at:.2f} s: {change_told(change, chr(0x2192))}" for change in run.changes]
     return _list("The breaker's way", lines, "It stayed closed.")
+
+
+def _limit_stages(shared: SharedLimit) -> str:
+    headings = (*limit.HEADINGS[:-1], f"{limit.HEADINGS[-1]} (budget {duration(BUDGET)})")
+    return _table("The limit, stage by stage", headings, [row.cells() for row in limit.stage_rows(shared)])
+
+
+def _switches(shared: SharedLimit) -> str:
+    lines = [f"{switch.at:.2f} s: {limit.switch_told(switch)}" for switch in shared.switches]
+    return _list("What the limiters told", lines, "Nothing: Redis answered throughout.")
 
 
 def _list(heading: str, lines: Sequence[str], otherwise: str) -> str:
