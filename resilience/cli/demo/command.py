@@ -1,4 +1,4 @@
-"""`resilience demo`: a sick service, a naked client, a protected client, and what each of them suffers."""
+"""`resilience demo`: a sick service and its clients, a dying Redis and the instances that share a limit on it."""
 
 from __future__ import annotations
 

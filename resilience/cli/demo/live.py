@@ -15,6 +15,7 @@ from . import limit_findings as limit
 from .clients import SLOTS
 from .ledger import Outcome
 from .limit_live import deciders_row, limit_table, stages_row
+from .tally import STAGES
 from .view import change_told
 
 if TYPE_CHECKING:
@@ -81,10 +82,7 @@ class LiveView:
 
     def update(self) -> None:
         """Draw the present."""
-        self._live.update(
-            Group(self._now(), Text(), self._timeline(), _legend(), Text(), self._figures(), Text(), self._changes()),
-            refresh=True,
-        )
+        self._live.update(self._picture(), refresh=True)
 
     def conclude(self) -> None:
         """Print the whole timeline, the side-by-side table and the sentences."""
@@ -100,6 +98,9 @@ class LiveView:
             self._console.print(limit_table(run.shared), Text(), sep="\n")
         for sentence in (*told.findings(run), *limit.limit_findings(run.shared)):
             self._console.print(Text(sentence), width=min(self._console.width, WIDEST))
+
+    def _picture(self) -> Group:
+        return Group(self._now(), Text(), self._timeline(), _legend(), Text(), self._figures(), Text(), self._changes())
 
     def _now(self) -> Text:
         run = self._run
@@ -182,6 +183,10 @@ class LiveView:
         )
         told = [(change.at, f"breaker {change_told(change, chr(0x2192))}") for change in self._run.changes]
         if (shared := self._run.shared) is not None:
+            told += [
+                (at, f"Redis {STAGES[stage]}: {limit.stage_told(shared, stage)}")
+                for stage, at in enumerate(shared.stage_starts)
+            ]
             told += [(switch.at, limit.switch_told(switch)) for switch in shared.switches]
         for at, line in sorted(told)[max(len(told) - self._changes_shown, 0) :]:
             drawn.append_text(self._line(Text(f"\n  {at:6.2f} s  {line}", "dim")))
