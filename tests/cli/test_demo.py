@@ -99,10 +99,16 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @contextmanager
-def running(*options: str, until: str = "HEALTHY") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start the demo; gives it, and what it wrote up to the line that tells of the phase `until`."""
+def running(
+    *options: str, until: str = "HEALTHY", folder: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the demo; gives it, and what it wrote up to the line that tells of the phase `until`.
+
+    Its files go into `folder`, if one is given: a demo that is killed does not take them away.
+    """
+    environment = ENVIRONMENT if folder is None else {**ENVIRONMENT, "TMPDIR": str(folder)}
     with subprocess.Popen(
-        (*COMMAND, "--plain", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        (*COMMAND, "--plain", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as demo:
         try:
             assert demo.stdout is not None
@@ -253,8 +259,8 @@ def test_a_signal_ends_the_run_with_a_partial_table_and_without_a_process_left(
     assert tuple(map(sum, zip(*counts, strict=True))) == due
 
 
-def test_service_and_redis_end_by_themselves_when_the_demo_is_killed() -> None:
-    with running("--seconds", "60") as (demo, begun):
+def test_service_and_redis_end_by_themselves_when_the_demo_is_killed(tmp_path: Path) -> None:
+    with running("--seconds", "60", folder=tmp_path) as (demo, begun):
         assert all(map(is_running, pids(begun)))
         demo.kill()
         demo.wait(timeout=20)
