@@ -243,7 +243,7 @@ def test_what_passed_while_redis_was_gone_is_told_beside_what_is_legal_and_what_
     assert "While Redis was gone for 2 s, 4 instances admitted 80 calls, 1.00 of the 80" in told
     assert "failing open would have admitted all 240" in told
     assert "280 calls passed where 280 are legal (1.00)" in told
-    assert "longer than 3.0 ms" in told
+    assert "was 3.0 ms; the budget is 250 ms" in told
 
 
 @pytest.mark.parametrize(
@@ -269,6 +269,14 @@ def test_a_recovery_that_did_not_fit_into_the_run_is_told_as_such() -> None:
     shared = shared_until(3)
     del shared.switches[-3:]
     assert "back for the last 2 s, too short for 3 of 4 instances" in limit_findings(shared)[1]
+
+
+def test_a_later_trouble_of_an_instance_is_not_taken_for_a_recovery_that_failed() -> None:
+    shared = shared_until(3)
+    shared.switches.append(Entered(5.9, "a.b.SomeError", INSTANCES))
+    assert "found it 200 ms to 500 ms later" in limit_findings(shared)[1]
+    del shared.switches[:]
+    assert "no instance had noticed" in limit_findings(shared)[1]
 
 
 def test_a_return_that_failed_is_told() -> None:

@@ -120,8 +120,8 @@ def limit_findings(shared: SharedLimit | None) -> list[str]:
         f"While Redis was gone for {duration(end - start)}, {INSTANCES} instances admitted {gone.admitted} calls,"
         f" {ratio_told(gone.ratio)} of the {gone.legal} that their limit allows; failing open would have admitted all"
         f" {gone.calls}. In all, {total.admitted} calls passed where {total.legal} are legal"
-        f" ({ratio_told(total.ratio)}). No caller waited longer than {duration(total.longest)} for a decision; the"
-        f" budget is {duration(BUDGET)}."
+        f" ({ratio_told(total.ratio)}). The longest wait of a caller for its decision was {duration(total.longest)};"
+        f" the budget is {duration(BUDGET)}."
     )
     return [told, _return(shared)]
 
@@ -132,15 +132,15 @@ def _return(shared: SharedLimit) -> str:
     if shared.stage < BACK:
         return "The run ended while Redis was gone."
     returned, end = shared.span(BACK)
-    if shared.alone:
+    if not (alone := shared.alone_at(returned)):
+        return "Redis came back empty, and no instance had noticed that it was gone."
+    left = [one for one in shared.switches if isinstance(one, Left) and one.at > returned][:alone]
+    if len(left) < alone:
         return (
-            f"Redis was back for the last {duration(end - returned)}, too short for {shared.alone} of {INSTANCES}"
+            f"Redis was back for the last {duration(end - returned)}, too short for {alone - len(left)} of {INSTANCES}"
             " instances to find out: they probe it less often the longer it is gone."
         )
-    left = [one for one in shared.switches if isinstance(one, Left) and one.at >= shared.span(GONE)[0]][:INSTANCES]
-    if not left:
-        return "No instance noticed that Redis was gone."
-    first, last = (max(0.0, at - returned) for at in (left[0].at, left[-1].at))
+    first, last = (switch.at - returned for switch in (left[0], left[-1]))
     replayed = sum(switch.replayed for switch in left)
     told = (
         f"Redis came back empty. The instances found it {duration(first)} to {duration(last)} later, and charged it"

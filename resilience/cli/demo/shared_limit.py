@@ -131,10 +131,9 @@ class SharedLimit:
         ends = [*self.stage_starts[1:], self.elapsed]
         return self.stage_starts[stage], ends[stage]
 
-    @property
-    def alone(self) -> int:
-        """Instances that decide by themselves now."""
-        return sum(1 if isinstance(switch, Entered) else -1 for switch in self.switches)
+    def alone_at(self, at: float) -> int:
+        """Give the number of instances that decided by themselves at that moment."""
+        return sum(1 if isinstance(switch, Entered) else -1 for switch in self.switches if switch.at <= at)
 
     def note_switches(self) -> Subscription:
         """Write down who decides by itself until the subscription is closed."""
