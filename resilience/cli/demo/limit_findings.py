@@ -63,8 +63,8 @@ def limit_told(shared: SharedLimit | None) -> str:
         )
     return (
         f"Beside them, {INSTANCES} instances share a limit of {ALLOWED.rate} calls/s, burst {ALLOWED.burst}, on a real"
-        f" {shared.kind}, process {shared.pid} on 127.0.0.1:{shared.port}; {OFFERED} calls/s ask. The server is killed"
-        f" after {duration(shared.killed_at)} and started again, empty, after {duration(shared.returned_at)}."
+        f" {shared.kind}, process {shared.pids[0]} on 127.0.0.1:{shared.port}; {OFFERED} calls/s ask. The server is"
+        f" killed after {duration(shared.killed_at)} and started again, empty, after {duration(shared.returned_at)}."
     )
 
 
@@ -72,7 +72,7 @@ def stage_told(shared: SharedLimit, stage: int) -> str:
     """Tell in a few words what happened to Redis at the beginning of a stage that was reached."""
     if stage == GONE:
         return "its process was killed"
-    return f"process {shared.pid}, empty, on the same port" if stage == BACK else f"process {shared.pid}"
+    return f"process {shared.pids[-1]}, empty, on the same port" if stage == BACK else f"process {shared.pids[0]}"
 
 
 def switch_told(switch: Entered | Left) -> str:

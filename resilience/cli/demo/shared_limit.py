@@ -77,7 +77,9 @@ class SharedLimit:
 
     def __init__(self, server: RedisServer, kind: str, *, seconds: float) -> None:
         self.kind = kind
-        self.port, self.pid = server.port, server.pid
+        self.port = server.port
+        self.pids = [server.pid]
+        """Of its lives so far."""
         self.seconds = seconds
         self.killed_at, self.returned_at = seconds * KILLED, seconds * RETURNED
         """Seconds since the load began, as planned; what came of it is in `stage_starts`."""
@@ -168,7 +170,7 @@ class SharedLimit:
         except ServerError as error:
             self.trouble = str(error).partition("\n")[0]
             return
-        self.pid = self._server.pid
+        self.pids.append(self._server.pid)
         self.stage_starts.append(self.elapsed)
 
     async def _send_load(self, tasks: TaskGroup) -> None:
