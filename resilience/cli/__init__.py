@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="resilience", description="Live with dependencies that fail.")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    demo = commands.add_parser("demo", help="watch a circuit breaker earn its keep, on real sockets")
+    demo = commands.add_parser("demo", help="watch a breaker and a rate limiter earn their keep, on real servers")
     demo.add_argument(
         "--seconds", type=float, default=20.0, metavar="N", help="length of the run, 3 to 600 (default 20)"
     )

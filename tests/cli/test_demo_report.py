@@ -10,16 +10,41 @@ import pytest
 from resilience.cli.demo.charts import outcome_chart, response_chart, state_spans
 from resilience.cli.demo.findings import findings, phase_rows, rows
 from resilience.cli.demo.ledger import Call, Outcome, StateChange
+from resilience.cli.demo.limit_chart import limit_chart
+from resilience.cli.demo.limit_findings import limit_findings, limit_told, stage_rows
 from resilience.cli.demo.report import page
 from resilience.cli.demo.run import Run, ServiceProcess
+from resilience.cli.demo.shared_limit import ALLOWED, INSTANCES, SharedLimit
+from resilience.cli.demo.tally import ALL_STAGES, BACK, GONE, Answer, Entered, Left
+from resilience.testing.servers import RedisServer
 
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 VOID = {"meta", "br", "link", "img", "hr"}
 
 
+def shared_until(stages: int) -> SharedLimit:
+    """Give a shared limit that reached the first `stages` stages, of two seconds each, at three times its limit."""
+    server = SimpleNamespace(pid=4712, port=40002, url="redis://127.0.0.1:40002/0")
+    shared = SharedLimit(cast("RedisServer", server), "Valkey 9.9", seconds=20)
+    shared.stage_starts.extend(2.0 * stage for stage in range(stages))
+    shared.ended_at = 2.0 * stages
+    for number in range(stages * 240):
+        at = number / 120
+        stage = int(at / 2)
+        source = "fallback" if stage == GONE else "redis"
+        shared.tally.record(Answer(at, stage, 0.001 * (stage + 1), number % 3 == 0 or number < 60, source))
+    if stages > GONE:
+        shared.switches += [Entered(2.0 + 0.01 * number, "a.b.SomeError", INSTANCES) for number in range(INSTANCES)]
+    if stages > BACK:
+        shared.switches += [Left(4.2 + 0.1 * number, 2.2, 3) for number in range(INSTANCES)]
+    return shared
+
+
 def run_until(phases: int, *, per_phase: int = 10) -> Run:
     """Give a run of 20 s that reached the first `phases` phases, one second each, with every outcome in each."""
     run = Run(cast("ServiceProcess", SimpleNamespace(pid=4711, port=40001)), seconds=20, seed=1)
+    # The stages of Redis go with the phases of the service here: one, two, three.
+    run.shared = shared_until(min(phases, len(ALL_STAGES)))
     run.phase_starts.extend(float(number) for number in range(phases))
     run.ended_at = float(phases)
     run.due = phases * per_phase
@@ -84,7 +109,8 @@ def test_the_page_is_closed_in_itself_however_far_the_run_got(run: Run) -> None:
 
 
 def test_every_chart_is_well_formed_labelled_and_within_its_frame(run: Run) -> None:
-    for chart in (response_chart(run), outcome_chart(run)):
+    assert run.shared is not None
+    for chart in (response_chart(run), outcome_chart(run), limit_chart(run.shared)):
         svg = ET.fromstring(chart)
         assert svg.get("role") == "img"
         named = {element.get("id") for element in svg if element.tag in {"title", "desc"}}
@@ -95,7 +121,7 @@ def test_every_chart_is_well_formed_labelled_and_within_its_frame(run: Run) -> N
             assert 0 <= x <= x + wide <= width + 0.1
             assert 0 <= y <= y + high <= height
         for path in svg.iter("path"):
-            for x, y in re.findall(r"M([-\d.]+) ([-\d.]+)", str(path.get("d"))):
+            for x, y in re.findall(r"[ML]([-\d.]+) ([-\d.]+)", str(path.get("d"))):
                 assert 0 <= float(x) <= width
                 assert 0 <= float(y) <= height
 
@@ -189,3 +215,71 @@ def test_states_follow_each_other_and_probing_is_drawn_on_top() -> None:
 
 def test_a_breaker_that_never_moved_is_closed_throughout() -> None:
     assert state_spans([], 4.0) == [("closed", 0.0, 4.0)]
+
+
+def test_without_a_server_the_page_says_so_and_has_all_but_the_limit() -> None:
+    run = run_until(6)
+    run.shared = None
+    html = page(run, when=WHEN)
+    assert "No Redis or Valkey server is installed" in html
+    assert "<h2>One limit" not in html
+    assert limit_findings(None) == []
+    assert "\n" not in limit_told(None)
+
+
+def test_the_stages_of_the_limit_add_up_to_the_whole_and_are_counted_in_calls() -> None:
+    *stages, whole = stage_rows(shared_until(3))
+    assert [row.stage for row in stages] == ["up", "gone", "back"]
+    assert whole.calls == sum(row.calls for row in stages) == 720
+    assert whole.admitted == sum(row.admitted for row in stages)
+    assert whole.legal == sum(row.legal for row in stages) == ALLOWED.until(6)
+    assert [row.decided for row in stages] == [(240, 0, 0), (0, 240, 0), (240, 0, 0)]
+    assert stages[GONE].ratio == 1
+    assert whole.longest == pytest.approx(0.003)
+
+
+def test_what_passed_while_redis_was_gone_is_told_beside_what_is_legal_and_what_failing_open_gives() -> None:
+    told = limit_findings(shared_until(3))[0]
+    assert "While Redis was gone for 2 s, 4 instances admitted 80 calls, 1.00 of the 80" in told
+    assert "failing open would have admitted all 240" in told
+    assert "280 calls passed where 280 are legal (1.00)" in told
+    assert "was 3.0 ms; the budget is 250 ms" in told
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [(0, "before Redis was killed"), (1, "before Redis was killed"), (2, "ended while Redis was gone")],
+)
+def test_an_outage_that_was_not_seen_to_its_end_is_not_claimed(stages: int, told: str) -> None:
+    assert told in limit_findings(shared_until(stages))[-1]
+
+
+def test_a_return_is_told_with_its_delay_its_replays_and_what_passed_beyond_the_limit() -> None:
+    shared = shared_until(3)
+    told = limit_findings(shared)[1]
+    assert "found it 200 ms to 500 ms later" in told
+    assert "12 calls of the outage" in told
+    assert "more passed" not in told
+    for _ in range(10):
+        shared.tally.record(Answer(4.3, BACK, 0.0, True, "redis"))
+    assert "10 calls more passed than the limit allows" in limit_findings(shared)[1]
+
+
+def test_a_recovery_that_did_not_fit_into_the_run_is_told_as_such() -> None:
+    shared = shared_until(3)
+    del shared.switches[-3:]
+    assert "back for the last 2 s, too short for 3 of 4 instances" in limit_findings(shared)[1]
+
+
+def test_a_later_trouble_of_an_instance_is_not_taken_for_a_recovery_that_failed() -> None:
+    shared = shared_until(3)
+    shared.switches.append(Entered(5.9, "a.b.SomeError", INSTANCES))
+    assert "found it 200 ms to 500 ms later" in limit_findings(shared)[1]
+    del shared.switches[:]
+    assert "no instance had noticed" in limit_findings(shared)[1]
+
+
+def test_a_return_that_failed_is_told() -> None:
+    shared = shared_until(2)
+    shared.trouble = "the port is taken"
+    assert limit_findings(shared)[1] == "Redis could not be started again: the port is taken."

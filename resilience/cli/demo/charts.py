@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from html import escape
 from typing import TYPE_CHECKING
 
 from .ledger import Outcome, duration
+from .svg import LEFT, RIGHT, WIDTH, Plot, Stretch, rect, round_step, svg, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["css_class", "outcome_chart", "response_chart", "state_spans"]
 
-WIDTH = 960
-LEFT, RIGHT = 64, 12
 PANEL_HEIGHT = 170
 LANE_HEIGHT = 22
 BAND_HEIGHT = 14
@@ -33,75 +31,46 @@ def css_class(outcome: Outcome) -> str:
     return outcome.name.lower().replace("_", "-")
 
 
-class _Plot:
-    """Maps seconds of the run to places on a chart, and draws what all charts share."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._per_second = (WIDTH - LEFT - RIGHT) / run.seconds
-
-    def x(self, seconds: float) -> float:
-        """Give the place of a moment of the run."""
-        return LEFT + min(max(seconds, 0.0), self.run.seconds) * self._per_second
-
-    def phases(self, top: float, height: float) -> Iterator[str]:
-        """Shade the phases that were reached."""
-        starts = self.run.phase_starts
-        ends = [*starts[1:], self.run.elapsed]
-        for number, (start, end) in enumerate(zip(starts, ends, strict=False)):
-            kind = "healthy" if self.run.script.phases[number].healthy else "sick"
-            yield _rect(kind, self.x(start), top, self.x(end) - self.x(start), height)
-            if number:
-                yield f'<path class="edge" d="M{self.x(start):.1f} {top:g}v{height:g}"/>'
-
-    def phase_names(self, y: float) -> Iterator[str]:
-        """Name the phases in one row."""
-        starts = self.run.phase_starts
-        ends = [*starts[1:], self.run.elapsed]
-        for number, (start, end) in enumerate(zip(starts, ends, strict=False)):
-            middle = (self.x(start) + self.x(end)) / 2
-            yield _text(self.run.script.phases[number].name, middle, y, "phase middle")
-
-    def seconds_axis(self, y: float) -> Iterator[str]:
-        """Write the seconds of the run in one row."""
-        step = _round_step(self.run.seconds / 10)
-        for number in range(int(self.run.seconds / step) + 1):
-            at = number * step
-            yield f'<path class="grid" d="M{self.x(at):.1f} {y:g}v4"/>'
-            yield _text(f"{at:g} s", self.x(at), y + 16, "tick middle")
+def _plot(run: Run) -> Plot:
+    ends = [*run.phase_starts[1:], run.elapsed]
+    reached = zip(run.script.phases, run.phase_starts, ends, strict=False)
+    return Plot(
+        run.seconds,
+        [Stretch("healthy" if phase.healthy else "sick", phase.name, start, end) for phase, start, end in reached],
+    )
 
 
 def response_chart(run: Run) -> str:
     """Draw the response time of every request of both clients over the run, and the breaker's state below."""
-    plot = _Plot(run)
-    drawn = [*plot.phase_names(14)]
+    plot = _plot(run)
+    drawn = [*plot.names(14)]
     top = 24.0
     limits = run.limits.patience, run.limits.attempt
     for client, limit in zip(run.clients, limits, strict=True):
         drawn += _response_panel(plot, client, limit, top)
         top += PANEL_HEIGHT + LANE_HEIGHT + GAP
     top -= GAP - 6
-    drawn += _state_band(plot, top)
+    drawn += _state_band(run, plot, top)
     drawn += plot.seconds_axis(top + BAND_HEIGHT + 4)
     described = (
         "Two panels over the same seconds, naked client above, protected below. Each mark is one request: when it was"
         " due, and how long its caller waited for the outcome, on a logarithmic axis."
     )
-    return _svg("responses", "Response time of every request", described, top + BAND_HEIGHT + 26, drawn)
+    return svg("responses", "Response time of every request", described, top + BAND_HEIGHT + 26, drawn)
 
 
-def _response_panel(plot: _Plot, client: Client, limit: float, top: float) -> Iterator[str]:
-    yield from plot.phases(top, PANEL_HEIGHT + LANE_HEIGHT)
+def _response_panel(plot: Plot, client: Client, limit: float, top: float) -> Iterator[str]:
+    yield from plot.shades(top, PANEL_HEIGHT + LANE_HEIGHT)
     bottom = top + PANEL_HEIGHT
     for exponent in range(round(math.log10(FASTEST)), round(math.log10(SLOWEST)) + 1):
         y = _y(10.0**exponent, bottom)
         yield f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-        yield _text(duration(10.0**exponent), LEFT - 6, y + 4, "tick end")
+        yield text(duration(10.0**exponent), LEFT - 6, y + 4, "tick end")
     y = _y(limit, bottom)
     yield f'<path class="limit" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-    yield _text(f"its timeout, {duration(limit)}", WIDTH - RIGHT - 6, y - 4, "note end")
-    yield _text(client.name, LEFT, top - 7, "panel")
-    yield _text("dropped", LEFT - 6, bottom + LANE_HEIGHT - 4, "tick end")
+    yield text(f"its timeout, {duration(limit)}", WIDTH - RIGHT - 6, y - 4, "note end")
+    yield text(client.name, LEFT, top - 7, "panel")
+    yield text("dropped", LEFT - 6, bottom + LANE_HEIGHT - 4, "tick end")
     # Answers last, on top: among a cloud of failures they are what is looked for.
     for outcome in reversed(Outcome):
         places = {
@@ -122,12 +91,12 @@ def _y(seconds: float, bottom: float) -> float:
     return bottom - min(share, 1.0) * PANEL_HEIGHT
 
 
-def _state_band(plot: _Plot, top: float) -> Iterator[str]:
-    yield _text("breaker", LEFT - 6, top + BAND_HEIGHT - 3, "tick end")
-    for state, start, end in state_spans(plot.run.changes, plot.run.elapsed):
+def _state_band(run: Run, plot: Plot, top: float) -> Iterator[str]:
+    yield text("breaker", LEFT - 6, top + BAND_HEIGHT - 3, "tick end")
+    for state, start, end in state_spans(run.changes, run.elapsed):
         # A probing stretch of a few milliseconds still has to be seen.
         width = max(plot.x(end) - plot.x(start), 1.5 if state == "half_open" else 0.0)
-        yield _rect(f"state-{state.replace('_', '-')}", plot.x(start), top, width, BAND_HEIGHT)
+        yield rect(f"state-{state.replace('_', '-')}", plot.x(start), top, width, BAND_HEIGHT)
 
 
 def state_spans(changes: Iterable[StateChange], end: float) -> list[tuple[str, float, float]]:
@@ -143,24 +112,24 @@ def state_spans(changes: Iterable[StateChange], end: float) -> list[tuple[str, f
 
 def outcome_chart(run: Run) -> str:
     """Draw stacked bars: what became of the requests, per half second or so, for both clients."""
-    plot = _Plot(run)
-    step = _round_step(run.seconds / 40)
+    plot = _plot(run)
+    step = round_step(run.seconds / 40)
     height = 110.0
-    drawn = [*plot.phase_names(14)]
+    drawn = [*plot.names(14)]
     top = 24.0
     for client in run.clients:
-        drawn += plot.phases(top, height)
+        drawn += plot.shades(top, height)
         drawn += _bars(plot, client, step, top, height)
-        drawn.append(_text(client.name, LEFT - 6, top + height / 2, "tick end"))
+        drawn.append(text(client.name, LEFT - 6, top + height / 2, "tick end"))
         top += height + 16
     drawn += plot.seconds_axis(top - 12)
     described = (
         f"Two rows of stacked bars, naked client above, protected below; each bar counts {step:g} s of requests."
     )
-    return _svg("outcomes", "What became of the requests", described, top + 14, drawn)
+    return svg("outcomes", "What became of the requests", described, top + 14, drawn)
 
 
-def _bars(plot: _Plot, client: Client, step: float, top: float, height: float) -> Iterator[str]:
+def _bars(plot: Plot, client: Client, step: float, top: float, height: float) -> Iterator[str]:
     # A hair later, or requests due on an edge would fall to either side of it as their last bits happen to be.
     due = [(int(call.intended / step + 1e-6), call.outcome) for call in client.ledger.calls]
     counts = Counter(due)
@@ -181,25 +150,3 @@ def _bars(plot: _Plot, client: Client, step: float, top: float, height: float) -
 
 def _rank(outcome: Outcome) -> int:
     return list(Outcome).index(outcome)
-
-
-def _round_step(about: float) -> float:
-    """Give the smallest of 1, 2, 5 times a power of ten that is not below `about`."""
-    power = 10.0 ** math.floor(math.log10(about))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= about * (1 - 1e-9))
-
-
-def _rect(css: str, x: float, y: float, width: float, height: float) -> str:
-    return f'<rect class="{css}" x="{x:.1f}" y="{y:g}" width="{max(width, 0.0):.1f}" height="{height:g}"/>'
-
-
-def _text(text: str, x: float, y: float, css: str) -> str:
-    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
-
-
-def _svg(name: str, title: str, described: str, height: float, drawn: Iterable[str]) -> str:
-    return (
-        f'<svg role="img" aria-labelledby="{name}-title {name}-described" viewBox="0 0 {WIDTH} {height:g}">'
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-described">{escape(described)}</desc>'
-        f"{''.join(drawn)}</svg>"
-    )

@@ -1,4 +1,4 @@
-"""`resilience demo`: a sick service, a naked client, a protected client, and what each of them suffers."""
+"""`resilience demo`: a sick service and its clients, a dying Redis and the instances that share a limit on it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from resilience.errors import ConfigurationError
 from resilience.events import CircuitStateChanged, disable_logging, enable_logging
 
 from .run import Run, ServiceEndedError, ServiceProcess
+from .shared_limit import SharedLimit
 from .view import PlainView
 
 if TYPE_CHECKING:
@@ -107,10 +108,13 @@ class _Demo:
         self._view: View | None = None
 
     async def show(self) -> None:
-        """Start the service, send the load, show what happens; a signal ends it early."""
+        """Start the servers, send the load, show what happens; a signal ends it early."""
         options = self._options
-        async with ServiceProcess.started(seconds=options.seconds, seed=options.seed) as service:
-            self._run = run = Run(service, seconds=options.seconds, seed=options.seed)
+        async with (
+            SharedLimit.started(seconds=options.seconds) as shared,
+            ServiceProcess.started(seconds=options.seconds, seed=options.seed) as service,
+        ):
+            self._run = run = Run(service, seconds=options.seconds, seed=options.seed, shared=shared)
             self._view = view = _choose_view(run, self._stream, plain=options.plain)
             with run.note_changes(), view:
                 async with anyio.create_task_group() as tasks:

@@ -11,8 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from . import findings as told
+from . import limit_findings as limit
 from .clients import SLOTS
 from .ledger import Outcome
+from .limit_live import deciders_row, limit_table, stages_row
+from .tally import STAGES
 from .view import change_told
 
 if TYPE_CHECKING:
@@ -26,8 +29,10 @@ __all__ = ["LiveView"]
 WIDEST = 110
 LABEL_WIDTH = 11
 MOST_CHANGES_SHOWN = 6
-PICTURE_HEIGHT = 20
-"""Lines of the picture without the changes of the breaker."""
+WIDTH_OF_BOTH = 80
+"""Columns that the clients' figures and the shared limit's need beside each other."""
+PICTURE_HEIGHT = 22
+"""Lines of the picture without the changes of the breaker: they leave two in a terminal of 24 lines."""
 
 MARKS = {
     Outcome.IN_TIME: ("\u2588", "green"),
@@ -64,7 +69,8 @@ class LiveView:
         """Print what does not change, then begin the picture."""
         run = self._run
         self._console.print(Text(told.TITLE, style="bold"))
-        for line in (told.service_told(run), told.clients_told(run.limits), told.breaker_told(run.limits)):
+        about = (told.service_told(run), told.clients_told(run.limits), told.breaker_told(run.limits))
+        for line in (*about, limit.limit_told(run.shared)):
             self._console.print(Text(line, style="dim"))
         self._console.print()
         self._live.start()
@@ -76,10 +82,7 @@ class LiveView:
 
     def update(self) -> None:
         """Draw the present."""
-        self._live.update(
-            Group(self._now(), Text(), self._timeline(), _legend(), Text(), self._counts(), Text(), self._changes()),
-            refresh=True,
-        )
+        self._live.update(self._picture(), refresh=True)
 
     def conclude(self) -> None:
         """Print the whole timeline, the side-by-side table and the sentences."""
@@ -91,8 +94,13 @@ class LiveView:
         for row in told.rows(run):
             table.add_row(row.label, row.naked, row.protected)
         self._console.print(self._timeline(), _legend(), Text(), table, Text(), sep="\n")
-        for sentence in told.findings(run):
+        if run.shared is not None:
+            self._console.print(limit_table(run.shared), Text(), sep="\n")
+        for sentence in (*told.findings(run), *limit.limit_findings(run.shared)):
             self._console.print(Text(sentence), width=min(self._console.width, WIDEST))
+
+    def _picture(self) -> Group:
+        return Group(self._now(), Text(), self._timeline(), _legend(), Text(), self._figures(), Text(), self._changes())
 
     def _now(self) -> Text:
         run = self._run
@@ -109,6 +117,9 @@ class LiveView:
     def _timeline(self) -> RenderableType:
         lines = [self._phases(), *(strip.draw(self._run.elapsed) for strip in self._strips), self._states()]
         labels = ["service", *(client.name for client in self._run.clients), "breaker"]
+        if (shared := self._run.shared) is not None:
+            lines += [stages_row(shared, self._columns), deciders_row(shared, self._columns)]
+            labels += ["Redis", "limit by"]
         drawn = Text()
         for label, line in zip(labels, lines, strict=True):
             drawn.append(f"{label:{LABEL_WIDTH}}")
@@ -142,19 +153,27 @@ class LiveView:
             drawn.append(*STATES.get(shown, ("?", "")))
         return drawn
 
+    def _figures(self) -> RenderableType:
+        if self._run.shared is None or self._console.width < WIDTH_OF_BOTH:
+            return self._counts()
+        beside = Table.grid(padding=(0, 3, 0, 0))
+        beside.add_row(self._counts(), limit_table(self._run.shared))
+        return beside
+
     def _counts(self) -> Table:
+        """Give the clients' figures; narrow, so that in 80 columns the shared limit's find place beside them."""
         run = self._run
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for heading in ("", "naked", "protected"):
             table.add_column(heading, justify="right" if heading else "left")
         for outcome, (_, color) in MARKS.items():
             counts = (str(client.ledger.count(outcome)) for client in run.clients)
             table.add_row(outcome.value, *(Text(count, color) for count in counts))
-        table.add_row(f"waiting now (of {SLOTS} slots)", *(str(client.in_flight) for client in run.clients))
+        table.add_row(f"waiting ({SLOTS} slots)", *(str(client.in_flight) for client in run.clients))
         lost = (f"{client.ledger.seconds_lost():.1f} s" for client in run.clients)
-        table.add_row("time lost waiting for failures", *(Text(seconds, "bold") for seconds in lost))
+        table.add_row("lost in failures", *(Text(seconds, "bold") for seconds in lost))
         sent = (str(client.ledger.sent_while_sick) for client in run.clients)
-        table.add_row("calls sent to the sick service", *sent)
+        table.add_row("sent while sick", *sent)
         return table
 
     def _changes(self) -> Text:
@@ -162,10 +181,15 @@ class LiveView:
         drawn = Text.assemble(
             "the breaker is ", (f" {state.replace('_', '-').upper()} ", f"bold {STATES[state][1]} reverse")
         )
-        changes = self._run.changes
-        for change in changes[max(len(changes) - self._changes_shown, 0) :]:
-            line = Text(f"\n  {change.at:6.2f} s  {change_told(change, chr(0x2192))}", "dim")
-            drawn.append_text(self._line(line))
+        told = [(change.at, f"breaker {change_told(change, chr(0x2192))}") for change in self._run.changes]
+        if (shared := self._run.shared) is not None:
+            told += [
+                (at, f"Redis {STAGES[stage]}: {limit.stage_told(shared, stage)}")
+                for stage, at in enumerate(shared.stage_starts)
+            ]
+            told += [(switch.at, limit.switch_told(switch)) for switch in shared.switches]
+        for at, line in sorted(told)[max(len(told) - self._changes_shown, 0) :]:
+            drawn.append_text(self._line(Text(f"\n  {at:6.2f} s  {line}", "dim")))
         return drawn
 
     def _line(self, text: Text) -> Text:

@@ -9,8 +9,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from . import findings as told
+from . import limit_findings as limit
 from .charts import css_class, outcome_chart, response_chart
 from .ledger import Outcome, duration
+from .limit_chart import limit_chart
+from .shared_limit import ALLOWED, BUDGET
 from .view import change_told
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .run import Run
+    from .shared_limit import SharedLimit
 
 __all__ = ["page", "write_report"]
 
@@ -37,19 +41,26 @@ def page(run: Run, *, when: datetime) -> str:
     style = files(__package__ or "").joinpath("report.css").read_text(encoding="utf-8")
     early = "" if run.stopped_by is None else f" Stopped early, after {run.elapsed:.1f} s."
     made = f"{run.seconds:g} s on {when:%Y-%m-%d %H:%M}, Python {platform.python_version()}.{early}"
-    about = (told.service_told(run), told.clients_told(run.limits), told.breaker_told(run.limits))
+    about = (
+        told.service_told(run),
+        told.clients_told(run.limits),
+        told.breaker_told(run.limits),
+        limit.limit_told(run.shared),
+    )
     body = (
         f"<h1>{escape(told.TITLE)}</h1>",
         *(f'<p class="made">{escape(line)}</p>' for line in (*about, made)),
         "<section><h2>What came out</h2>",
-        *(f"<p>{escape(sentence)}</p>" for sentence in told.findings(run)),
+        *(f"<p>{escape(sentence)}</p>" for sentence in (*told.findings(run), *limit.limit_findings(run.shared))),
         "</section>",
         _figure("How long callers waited", response_chart(run), _responses_legend()),
         _figure("What became of the requests", outcome_chart(run), _legend(Outcome)),
+        *([] if run.shared is None else [_limit_figure(run.shared)]),
         _side_by_side(run),
         _phase_by_phase(run),
         _what_the_service_did(run),
         _changes(run),
+        *([] if run.shared is None else [_limit_stages(run.shared), _switches(run.shared)]),
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -70,6 +81,18 @@ def _legend(outcomes: Iterable[Outcome]) -> str:
 def _responses_legend() -> str:
     states = (_key(f"state-{state}", f"breaker {state}") for state in ("closed", "open", "half-open"))
     return f"{_legend(Outcome)}<br>{' '.join(states)}"
+
+
+def _limit_figure(shared: SharedLimit) -> str:
+    keys = (
+        ("admitted", "admitted"),
+        ("legal", f"legal: {ALLOWED.burst} at once, then {ALLOWED.rate}/s"),
+        ("if-open", "if all had passed while Redis was gone"),
+        ("by-redis", "decided by Redis"),
+        ("by-fallback", "by instances alone"),
+    )
+    legend = " ".join(_key(css, meaning) for css, meaning in keys)
+    return _figure("One limit, and a Redis that dies", limit_chart(shared), legend)
 
 
 def _key(css: str, meaning: str) -> str:
@@ -114,10 +137,23 @@ def _what_the_service_did(run: Run) -> str:
 
 
 def _changes(run: Run) -> str:
-    if not run.changes:
-        return "<section><h2>The breaker's way</h2><p>It stayed closed.</p></section>"
-    lines = "".join(f"<li>{change.at:.2f} s: {escape(change_told(change, chr(0x2192)))}</li>" for change in run.changes)
-    return f"<section><h2>The breaker's way</h2><ol>{lines}</ol></section>"
+    lines = [f"{change.at:.2f} s: {change_told(change, chr(0x2192))}" for change in run.changes]
+    return _list("The breaker's way", lines, "It stayed closed.")
+
+
+def _limit_stages(shared: SharedLimit) -> str:
+    headings = (*limit.HEADINGS[:-1], f"{limit.HEADINGS[-1]} (budget {duration(BUDGET)})")
+    return _table("The limit, stage by stage", headings, [row.cells() for row in limit.stage_rows(shared)])
+
+
+def _switches(shared: SharedLimit) -> str:
+    lines = [f"{switch.at:.2f} s: {limit.switch_told(switch)}" for switch in shared.switches]
+    return _list("What the limiters told", lines, "Nothing: Redis answered throughout.")
+
+
+def _list(heading: str, lines: Sequence[str], otherwise: str) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<section><h2>{escape(heading)}</h2>{f'<ol>{items}</ol>' if lines else f'<p>{otherwise}</p>'}</section>"
 
 
 def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,11 +19,11 @@ from .ledger import LAST, StateChange, duration
 from .script import Phase, Script
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from anyio.abc import Process
 
-    from resilience.events import Subscription
+    from .shared_limit import SharedLimit
 
 __all__ = ["Run", "ServiceEndedError", "ServiceProcess"]
 
@@ -100,11 +100,15 @@ class Run:
         service: the started process.
         seconds: planned length.
         seed: of the service.
+        shared: the instances that share a limit; None where no Redis server is installed.
     """
 
-    def __init__(self, service: ServiceProcess, *, seconds: float, seed: int) -> None:
+    def __init__(
+        self, service: ServiceProcess, *, seconds: float, seed: int, shared: SharedLimit | None = None
+    ) -> None:
         self.pid, self.port = service.pid, service.port
         self.seconds, self.seed = seconds, seed
+        self.shared = shared
         self.script = Script(seconds)
         self.limits = Limits.for_run(seconds)
         self.breaker = CircuitBreaker(BREAKER_NAME, self.limits.breaker_config())
@@ -153,9 +157,14 @@ class Run:
         """When the service told that it is healthy again; None if it did not get that far."""
         return self.phase_starts[LAST] if len(self.phase_starts) > LAST else None
 
-    def note_changes(self) -> Subscription:
-        """Write down the breaker's state changes until the subscription is closed."""
-        return subscribe(self._note, CircuitStateChanged, name=BREAKER_NAME)
+    @contextmanager
+    def note_changes(self) -> Iterator[None]:
+        """Write down what the breaker and the limiters tell of themselves."""
+        with (
+            subscribe(self._note, CircuitStateChanged, name=BREAKER_NAME),
+            nullcontext() if self.shared is None else self.shared.note_switches(),
+        ):
+            yield
 
     def _note(self, event: CircuitStateChanged) -> None:
         self.changes.append(StateChange(event.at - self._began, event.from_state, event.to_state, reason_of(event)))
@@ -169,7 +178,10 @@ class Run:
         try:
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._follow_service)
-                await self._send_load()
+                async with anyio.create_task_group() as loads:
+                    if self.shared is not None:
+                        loads.start_soon(self.shared.perform, self._began)
+                    await self._send_load()
                 watching.cancel_scope.cancel()
         finally:
             self.ended_at = self.elapsed

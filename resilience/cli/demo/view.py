@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, Self, TextIO, TypeVar
 
 from . import findings as told
+from . import limit_findings as limit
 from .ledger import Outcome
+from .shared_limit import ALLOWED
+from .tally import STAGES
 
 if TYPE_CHECKING:
-    from .clients import Client
-    from .ledger import StateChange
+    from .ledger import Ledger, StateChange
     from .run import Run
+    from .shared_limit import SharedLimit
 
 __all__ = ["PlainView", "View"]
 
-WIDTH = 100
+WIDTH = 80
+Entry = TypeVar("Entry")
 
 
 class View(Protocol):
@@ -39,7 +44,7 @@ class View(Protocol):
 
 
 class PlainView:
-    """Writes a line per phase, per change of the breaker, and per second or so.
+    """Writes a line per phase, per change of breaker and limiters, and per second or so, for 80 columns.
 
     Args:
         run: what to show.
@@ -52,8 +57,7 @@ class PlainView:
         # About sixty lines at most, and at least six in the shortest run.
         self._interval = min(max(1.0, run.seconds / 60), run.seconds / 6)
         self._next_line = self._interval
-        self._phases_told = 0
-        self._changes_told = 0
+        self._told = {"phases": 0, "changes": 0, "stages": 0, "switches": 0}
 
     def __enter__(self) -> Self:
         """Say what is going to be shown."""
@@ -63,26 +67,22 @@ class PlainView:
             told.service_told(run),
             told.clients_told(run.limits),
             told.breaker_told(run.limits),
+            limit.limit_told(run.shared),
         ):
             self._paragraph(paragraph)
         self._line()
-        self._line("          naked                                 | protected")
-        self._line("   time   answered  failed  dropped waits   lost | answered  failed rejected waits   lost  breaker")
+        shared = run.shared is not None
+        self._line(f"          naked               | protected{' | shared limit' if shared else '':>31}".rstrip())
+        self._line(
+            f"   time      ok failed   lost |    ok failed   lost  breaker  {'| admitted  legal' if shared else ''}"
+        )
         return self
 
     def update(self) -> None:
         """Write what has become due."""
         run = self._run
-        due: list[tuple[float, str]] = []
-        for number in range(self._phases_told, len(run.phase_starts)):
-            phase = run.script.phases[number]
-            due.append((run.phase_starts[number], f"--- {phase.name.upper()}: {phase.describe()}"))
-        self._phases_told = len(run.phase_starts)
-        changes = run.changes[self._changes_told :]
-        due += [(change.at, f"breaker {change_told(change, '->')}") for change in changes]
-        self._changes_told += len(changes)
-        for at, line in sorted(due, key=lambda one: one[0]):
-            self._line(f"{at:6.2f} s  {line}")
+        for at, line in sorted([*self._service_lines(run), *self._limit_lines(run.shared)], key=lambda one: one[0]):
+            self._paragraph(f"{at:6.2f} s  {line}", indent=10)
         if run.elapsed >= self._next_line:
             self._next_line += self._interval
             self._line(self._status(run))
@@ -93,27 +93,52 @@ class PlainView:
 
     def conclude(self) -> None:
         """Write the tables and sentences."""
+        run = self._run
         self._line()
-        rows = [told.Row("", "naked", "protected"), *told.rows(self._run)]
-        widths = [max(len(getattr(row, column)) for row in rows) for column in ("label", "naked", "protected")]
-        for row in rows:
-            self._line(f"{row.label:{widths[0]}}   {row.naked:>{widths[1]}}   {row.protected:>{widths[2]}}".rstrip())
+        self._table([("", "naked", "protected"), *((row.label, row.naked, row.protected) for row in told.rows(run))])
+        if run.shared is not None:
+            self._line()
+            self._table([limit.HEADINGS, *(row.cells() for row in limit.stage_rows(run.shared))])
         self._line()
-        for sentence in told.findings(self._run):
+        for sentence in (*told.findings(run), *limit.limit_findings(run.shared)):
             self._paragraph(sentence)
 
-    def _status(self, run: Run) -> str:
-        naked, protected = (_counts(client) for client in run.clients)
-        dropped = run.naked.ledger.count(Outcome.DROPPED)
-        rejected = run.protected.ledger.count(Outcome.REJECTED)
-        return (
-            f"{run.elapsed:6.2f} s {naked[0]:9d} {naked[1]:7d} {dropped:8d} {naked[2]:5d} {naked[3]:6.1f} |"
-            f" {protected[0]:8d} {protected[1]:7d} {rejected:8d} {protected[2]:5d} {protected[3]:6.1f}"
-            f"  {run.breaker.state.replace('_', '-')}"
-        )
+    def _service_lines(self, run: Run) -> Iterator[tuple[float, str]]:
+        for number, at in self._new("phases", run.phase_starts):
+            phase = run.script.phases[number]
+            yield at, f"--- {phase.name.upper()}: {phase.describe()}"
+        for _, change in self._new("changes", run.changes):
+            yield change.at, f"breaker {change_told(change, '->')}"
 
-    def _paragraph(self, text: str) -> None:
-        for line in textwrap.wrap(text, WIDTH, subsequent_indent="  "):
+    def _limit_lines(self, shared: SharedLimit | None) -> Iterator[tuple[float, str]]:
+        if shared is None:
+            return
+        for number, at in self._new("stages", shared.stage_starts):
+            yield at, f"--- REDIS {STAGES[number].upper()}: {limit.stage_told(shared, number)}"
+        for _, switch in self._new("switches", shared.switches):
+            yield switch.at, limit.switch_told(switch)
+
+    def _new(self, kind: str, entries: Sequence[Entry]) -> list[tuple[int, Entry]]:
+        """Give what was not told yet, with its index."""
+        start, self._told[kind] = self._told[kind], len(entries)
+        return list(enumerate(entries[start:], start))
+
+    def _status(self, run: Run) -> str:
+        naked, protected = (_counts(client.ledger) for client in run.clients)
+        line = f"{run.elapsed:6.2f} s {naked} | {protected}  {run.breaker.state.replace('_', '-'):9} "
+        if run.shared is None:
+            return line.rstrip()
+        return f"{line}| {run.shared.tally.admitted():8d} {ALLOWED.until(run.shared.elapsed):6d}"
+
+    def _table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Write a table with words in its first column and numbers in the others."""
+        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        for label, *cells in rows:
+            numbers = (f"{cell:>{width}}" for cell, width in zip(cells, others, strict=True))
+            self._line("  ".join((f"{label:{first}}", *numbers)).rstrip())
+
+    def _paragraph(self, text: str, *, indent: int = 2) -> None:
+        for line in textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent):
             self._line(line)
 
     def _line(self, text: str = "") -> None:
@@ -121,9 +146,8 @@ class PlainView:
         self._stream.flush()
 
 
-def _counts(client: Client) -> tuple[int, int, int, float]:
-    ledger = client.ledger
-    return ledger.answered, ledger.count(Outcome.FAILED), client.in_flight, ledger.seconds_lost()
+def _counts(ledger: Ledger) -> str:
+    return f"{ledger.answered:5d} {ledger.count(Outcome.FAILED):6d} {ledger.seconds_lost():6.1f}"
 
 
 def change_told(change: StateChange, arrow: str) -> str:
