@@ -22,9 +22,8 @@ MAX_COST: Final = 1_000_000_000
 class Limits(Protocol):
     """What is asked of a limiter here."""
 
-    @property
-    def name(self) -> str:
-        """Give its name."""
+    def refusal(self, key: str | bytes, decision: Decision) -> RateLimitedError:
+        """Make the error of a refused call."""
 
     async def try_acquire(self, key: str | bytes, cost: int) -> Decision:
         """Take units if they are there."""
@@ -104,43 +103,73 @@ class BoundLimiter:
         return cast("T", self._limited(function)(*args, **kwargs))
 
     def _limited(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        key_of, cost_of = _reader(self._key, function), _reader(self._cost, function)
         if is_async(function):
 
             async def limited(*args: Any, **kwargs: Any) -> Any:
-                await self._admit(args, kwargs)
+                await self._admit(key_of(args, kwargs), cost_of(args, kwargs))
                 return await function(*args, **kwargs)
 
             return limited
 
         def limited_sync(*args: Any, **kwargs: Any) -> Any:
-            self._admit_sync(args, kwargs)
+            self._admit_sync(key_of(args, kwargs), cost_of(args, kwargs))
             return function(*args, **kwargs)
 
         return limited_sync
 
-    async def _admit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        key, cost = self._asked(args, kwargs)
+    async def _admit(self, key: str | bytes, cost: int) -> None:
         if self._wait:
             await self.limiter.acquire(key, cost, timeout=self._timeout)
-        else:
-            self._check(await self.limiter.try_acquire(key, cost))
+            return
+        decision = await self.limiter.try_acquire(key, cost)
+        if not decision.allowed:
+            raise self.limiter.refusal(key, decision)
 
-    def _admit_sync(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        key, cost = self._asked(args, kwargs)
+    def _admit_sync(self, key: str | bytes, cost: int) -> None:
         if self._wait:
             self.limiter.acquire_sync(key, cost, timeout=self._timeout)
-        else:
-            self._check(self.limiter.try_acquire_sync(key, cost))
-
-    def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | bytes, int]:
-        key = self._key(*args, **kwargs) if callable(self._key) else self._key
-        cost = self._cost(*args, **kwargs) if callable(self._cost) else self._cost
-        return key, cost
-
-    def _check(self, decision: Decision) -> None:
+            return
+        decision = self.limiter.try_acquire_sync(key, cost)
         if not decision.allowed:
-            reason = "never" if decision.never else "limit"
-            raise RateLimitedError(self.limiter.name, reason, decision.retry_after, decision)
+            raise self.limiter.refusal(key, decision)
+
+
+def _reader(what: Any, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """Give the function that reads a key or a cost from the arguments of a call of `function`.
+
+    A function that takes `**others` gets every argument by its name, defaults included, however the caller passed it:
+    `key=lambda user, **_: user` holds for `search("alice", "owls")` as well. Any other gets them as they are.
+    """
+    if not callable(what):
+        return lambda args, kwargs: what  # noqa: ARG005 - the same for every call
+    signature = _signature(function) if _takes_names(what) else None
+    if signature is None:
+        return lambda args, kwargs: what(*args, **kwargs)
+    others = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        named = dict(bound.arguments)
+        for name in others:
+            named |= named.pop(name)
+        return what(**named)
+
+    return read
+
+
+def _takes_names(function: Callable[..., Any]) -> bool:
+    signature = _signature(function)
+    kinds = [] if signature is None else [one.kind for one in signature.parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.POSITIONAL_ONLY not in kinds
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # some functions in C have none
+        return None
 
 
 def check_limitable(function: object) -> None:

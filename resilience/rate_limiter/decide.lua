@@ -156,7 +156,7 @@ function operations.reset(rules, item, now)
   return 1
 end
 
-function operations.block(rules, item, now, duration)
+function operations.block(rules, item, now, cost, duration)
   item.blocked_from, item.blocked_for = now, duration
   if duration == 0 then item.blocked_from = nil end
   item.dirty = true

@@ -52,7 +52,7 @@ end
 function fixed_window.wait(rule, state, now, units)
   local ahead = windows_ahead(rule, state.use, units)
   if ahead == 0 then return 0 end
-  return window_start(rule, state.index + ahead) - now
+  return window_start(rule, state.index + ahead) - now + 1 -- see ROUNDING in gcra.py
 end
 
 function fixed_window.charge(rule, state, now, units, at)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from .decision import Standing
+from .gcra import ROUNDING
 from .quota import Quota
 
 Offsets: TypeAlias = tuple[int, int, int]
@@ -39,6 +40,8 @@ class FixedWindow:
     offsets: Callable[[int], Offsets] = field(compare=False)
     unit: int
     capacity: int
+    _current: list[tuple[int, int, int]] = field(default_factory=list, compare=False, repr=False)
+    """Index, start and end of the window that was looked at last: most calls fall into it."""
 
     @classmethod
     def of(cls, quota: Quota, offsets: Callable[[int], Offsets]) -> FixedWindow:
@@ -47,7 +50,8 @@ class FixedWindow:
 
     def shared(self, instances: int) -> FixedWindow:
         """Give this instance's share of the limit, at least one unit for each window."""
-        return replace(self, unit=self.unit * instances, capacity=max(self.capacity, self.unit * instances))
+        unit = self.unit * instances
+        return replace(self, unit=unit, capacity=max(self.capacity, unit), _current=[])
 
     @property
     def empty(self) -> int:
@@ -66,34 +70,36 @@ class FixedWindow:
     def wait(self, state: int, now: int, units: int) -> int:
         """Give the microseconds until the first window in which `units` fit; 0 is now."""
         ahead = self._ahead(self._use(state, now), units)
-        return 0 if ahead == 0 else self._start(self._index(now) + ahead, now) - now
+        return 0 if ahead == 0 else self._start(self._index(now) + ahead, now) - now + ROUNDING
 
     def charge(self, state: int, now: int, units: int, at: int) -> int:
         """Add `units` that pass at the moment `at`, which is now or lies ahead."""
-        index = self._index(now)
-        use = max(self._use(state, now), (self._index(at) - index) * self.capacity)
+        index, _, end = self._window(now)
+        use = self._use(state, now)
+        if at >= end:
+            use = max(use, (self._index(at) - index) * self.capacity)
         return index * _INDEX + max(use, self._ahead(use, units) * self.capacity) + units * self.unit
 
     def refund(self, state: int, now: int, units: int) -> int:
         """Take `units` back; more than was taken leaves the window empty."""
-        return self._index(now) * _INDEX + max(0, self._use(state, now) - units * self.unit)
+        return self._window(now)[0] * _INDEX + max(0, self._use(state, now) - units * self.unit)
 
     def drained(self, state: int, now: int) -> int:
         """Give the microseconds until the window ends, or the last one in which something is reserved; 0 if unused."""
         use = self._use(state, now)
         if use == 0:
             return 0
-        return self._start(self._index(now) + -(-use // self.capacity), now) - now
+        index, _, end = self._window(now)
+        return (end if use <= self.capacity else self._start(index + -(-use // self.capacity), now)) - now
 
     def clamped(self, state: int, now: int) -> int:
         """Give `state`; a window of the future, which only a clock that stepped back can leave, becomes this one."""
-        index = self._index(now)
+        index = self._window(now)[0]
         return index * _INDEX + self._use(state, now) if state >= (index + 1) * _INDEX else state
 
     def remembered(self, at: int, now: int) -> int:
         """Give the state of a key of which only the moment is known at which it is as new: the window is used up."""
-        index = self._index(now)
-        return index * _INDEX + self.capacity if at > now else self.empty
+        return self._window(now)[0] * _INDEX + self.capacity if at > now else self.empty
 
     def level(self, state: int, now: int) -> int:
         """Give what is used in this window, by weight."""
@@ -101,7 +107,7 @@ class FixedWindow:
 
     def from_level(self, level: int, now: int) -> int:
         """Give the state that has used `level` in this window."""
-        return self._index(now) * _INDEX + level
+        return self._window(now)[0] * _INDEX + level
 
     def spec(self, wall: int) -> str:
         """Give the rule in the words of `fixed_window.lua`, for a server whose clock shows about `wall`."""
@@ -112,7 +118,7 @@ class FixedWindow:
         """Read what `fixed_window.lua` told: the state, and where the rule stands for a call of `cost`."""
         use, left = next(reply), next(reply)
         per, ahead = self.quota.microseconds, self._ahead(use, cost)
-        wait = 0 if ahead == 0 else left + (ahead - 1) * per
+        wait = 0 if ahead == 0 else left + (ahead - 1) * per + ROUNDING
         drained = 0 if use == 0 else left + (-(-use // self.capacity) - 1) * per
         room = max(0, self.capacity - use)
         return self.from_level(use, now), Standing(self.quota, room, wait, drained)
@@ -130,6 +136,16 @@ class FixedWindow:
             before = after = after % self.quota.microseconds
         return before, change, after
 
+    def _window(self, now: int) -> tuple[int, int, int]:
+        """Give index, start and end of the window of `now`."""
+        current = self._current
+        if current and current[0][1] <= now < current[0][2]:
+            return current[0]
+        index = self._index(now)
+        found = index, self._start(index, now), self._start(index + 1, now)
+        current[:] = [found]
+        return found
+
     def _index(self, moment: int) -> int:
         before, change, after = self.phase(moment)
         return (moment + (before if moment < change else after)) // self.quota.microseconds
@@ -142,7 +158,7 @@ class FixedWindow:
     def _use(self, state: int, now: int) -> int:
         """Give what is used of this window: reservations move up when windows pass."""
         index, use = divmod(state, _INDEX)
-        passed = self._index(now) - index
+        passed = self._window(now)[0] - index
         return use if passed <= 0 else max(0, use - passed * self.capacity)
 
     def _ahead(self, use: int, units: int) -> int:

@@ -20,6 +20,10 @@ from math import gcd
 from .decision import Standing
 from .quota import Quota
 
+ROUNDING = 1
+"""Microseconds that a wait is longer than it need be, where an algorithm has no slack: a caller's clock counts in
+fractions of them, and one that waits exactly `retry_after` must not come one too early."""
+
 LONGEST_WAIT = 3_600_000_000
 """Microseconds that a caller may wait for its turn at most, or one period if that is longer."""
 

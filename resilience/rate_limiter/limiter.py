@@ -165,24 +165,24 @@ class RateLimiter:
         plain = self._plain
         if plain is not None and type(key) is str and len(key) <= _LONGEST_PLAIN_KEY and type(cost) is int and cost > 0:
             quick = plain(key, cost)
-            return quick if quick[0] and not LimitNear.sinks else self._told(quick, cost)
+            return quick if quick[0] and not LimitNear.sinks else self._told(quick)
         own = self._own_key(key, cost)
         decision = self._at_once(own, cost)
         if decision is None:
             decision = self._remote.acquired(*await self._ask("acquire", own, cost))
-        return self._told(decision, cost)
+        return self._told(decision)
 
     def try_acquire_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Do the same as `try_acquire` in sync code, from any thread."""
         plain = self._plain
         if plain is not None and type(key) is str and len(key) <= _LONGEST_PLAIN_KEY and type(cost) is int and cost > 0:
             quick = plain(key, cost)
-            return quick if quick[0] and not LimitNear.sinks else self._told(quick, cost)
+            return quick if quick[0] and not LimitNear.sinks else self._told(quick)
         own = self._own_key(key, cost)
         decision = self._at_once(own, cost)
         if decision is None:
             decision = self._remote.acquired(*self._ask_sync("acquire", own, cost))
-        return self._told(decision, cost)
+        return self._told(decision)
 
     def _at_once(self, key: str, cost: int) -> Decision | None:
         """Decide without a trip, where that is possible."""
@@ -201,7 +201,7 @@ class RateLimiter:
         if decision is None:
             item, _ = await self._ask("acquire", own, 1, str(cost))
             decision = self._remote.acquired_most(item, cost)
-        return self._told(decision, cost)
+        return self._told(decision)
 
     def at_most_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Do the same as `at_most` in sync code, from any thread."""
@@ -210,7 +210,7 @@ class RateLimiter:
         if decision is None:
             item, _ = self._ask_sync("acquire", own, 1, str(cost))
             decision = self._remote.acquired_most(item, cost)
-        return self._told(decision, cost)
+        return self._told(decision)
 
     def _most_at_once(self, key: str, cost: int) -> Decision | None:
         if self._shared is None:
@@ -351,13 +351,13 @@ class RateLimiter:
                 reserved = self._remote.reserved(item, longest if place else 0)
             wait, decision = reserved
             if wait is None:
-                raise self._rejection(own, decision, place=place)
+                raise self._refused(own, decision, "deadline" if place else "max_waiting")
             if wait:
                 await self._wait(own, cost, wait)
         finally:
             if place:
                 self._queue.release()
-        return self._told(decision, cost)
+        return self._told(decision)
 
     def acquire_sync(self, key: str | bytes = "", cost: int = 1, *, timeout: float | None = None) -> Decision:
         """Do the same as `acquire` in sync code, from any thread, which sleeps until its turn."""
@@ -372,13 +372,13 @@ class RateLimiter:
                 reserved = self._remote.reserved(item, longest if place else 0)
             wait, decision = reserved
             if wait is None:
-                raise self._rejection(own, decision, place=place)
+                raise self._refused(own, decision, "deadline" if place else "max_waiting")
             if wait:
                 self._sleep(own, cost, wait)
         finally:
             if place:
                 self._queue.release()
-        return self._told(decision, cost)
+        return self._told(decision)
 
     def _reserved(self, key: str, cost: int, longest: int) -> tuple[int | None, Decision] | None:
         """Reserve without a trip, where that is possible."""
@@ -427,17 +427,25 @@ class RateLimiter:
             request = Request(remote, "requeue", key, back, " ".join(map(str, costs)))
             store.trips().tell(request, partial(_report, moved))
 
-    def _rejection(self, key: str, decision: Decision, *, place: bool) -> RateLimitedError:
+    def _refused(self, key: str, decision: Decision, otherwise: str) -> RateLimitedError:
+        """Tell that a call was refused that was ready to wait, and make its error."""
+        error = self._rejection(key, decision, otherwise)
+        self._tell_refusal(decision, error.reason)
+        return error
+
+    def _rejection(self, key: str, decision: Decision, otherwise: str) -> RateLimitedError:
+        return RateLimitedError(self._name, self._reason(key, decision, otherwise), decision.retry_after, decision)
+
+    def _reason(self, key: str, decision: Decision, otherwise: str) -> str:
         if decision.never:
-            reason = "never"
-        elif decision.source == "fallback" and self._remote.fallback.policy == "closed":
-            reason = "closed"
-        elif self._space.is_blocked(key):
-            reason = "blocked"
-        else:
-            reason = "deadline" if place else "max_waiting"
-        self._tell_refusal(decision, reason)
-        return RateLimitedError(self._name, reason, decision.retry_after, decision)
+            return "never"
+        if decision.source == "fallback" and self._remote.fallback.policy == "closed":
+            return "closed"
+        return "blocked" if self._space.is_blocked(key) else otherwise
+
+    def refusal(self, key: str | bytes, decision: Decision) -> RateLimitedError:
+        """Make the error of a call that `try_acquire(key)` refused with `decision`; its `reason` says why."""
+        return self._rejection(self._own_key(key, 1), decision, "limit")
 
     # --- around functions ---
 
@@ -521,7 +529,7 @@ class RateLimiter:
         store, remote = self._with_store
         return store.threads.ask_sync(Request(remote, operation, key, cost, extra))
 
-    def _told(self, decision: Decision, cost: int) -> Decision:
+    def _told(self, decision: Decision) -> Decision:
         """Tell what has to be told of a decision, and give what the caller gets."""
         if decision.allowed:
             if LimitNear.sinks and decision.granted and decision.remaining * _NEAR < decision.quota.capacity:
@@ -529,7 +537,7 @@ class RateLimiter:
             return decision
         self._tell_refusal(decision, "never" if decision.never else "shadow" if self._shadow else "limit")
         if self._shadow:
-            return decision._replace(allowed=True, source="shadow", granted=cost)
+            return decision._replace(allowed=True, source="shadow")
         return decision
 
     def _tell_refusal(self, decision: Decision, reason: str) -> None:

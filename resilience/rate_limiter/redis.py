@@ -88,7 +88,7 @@ class RedisStore(SharedStore):
 
     def __repr__(self) -> str:
         state = "reachable" if self.reachable else f"unreachable since {self.now() - self._lost_at:.1f} s"
-        return f"<RedisStore {self.target}, {state}, {self.instances} instances>"
+        return f"<RedisStore {self.target}, {state}, instances: {self.instances}>"
 
     def renew_locks(self) -> None:
         """Start afresh in a forked child: threads and connections are the parent's."""

@@ -79,10 +79,6 @@ class Remote:
 
     # --- what a caller gets ---
 
-    def locally(self, key: str, cost: int) -> Decision | None:
-        """Give the refusal that needs no trip, if there is one."""
-        return self.space.refusal(key, cost)
-
     def acquired(self, item: Item, rank: int) -> Decision:
         """Give the decision on a caller that asked for `cost` at once."""
         told = item.outcome

@@ -82,7 +82,7 @@ function sliding_log.wait(rule, state, now, units)
     end
     position = position + 100
   end
-  return math.max(1, moment + rule.per - now)
+  return math.max(1, moment + rule.per - now) + 1 -- see ROUNDING in gcra.py
 end
 
 function sliding_log.charge(rule, state, now, units, at)

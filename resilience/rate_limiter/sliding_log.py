@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .decision import Standing
-from .gcra import longest_wait
+from .gcra import ROUNDING, longest_wait
 from .quota import Quota
 
 
@@ -84,7 +84,7 @@ class SlidingLog:
             last, over = at, over - weight
             if over <= 0:
                 break
-        return max(1, last + self.quota.microseconds - now)
+        return max(1, last + self.quota.microseconds - now) + ROUNDING
 
     def charge(self, state: Log | None, now: int, units: int, at: int) -> Log:
         """Enter `units` that pass at the moment `at`, which is now or lies ahead."""

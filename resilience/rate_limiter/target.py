@@ -99,6 +99,12 @@ def target_of(url_or_client: object) -> Target:
             f"url_or_client must be a URL such as 'redis://localhost:6379/0' or a client of redis-py, "
             f"got {shown(type(url_or_client).__name__)}"
         )
+    kind = pool.connection_class
+    if getattr(kind, "__module__", "").partition(".")[0] != "redis":
+        raise ConfigurationError(
+            f"url_or_client must connect with redis-py's own connections, whose settings can be copied, "
+            f"got a client with {shown(getattr(kind, '__name__', kind))}"
+        )
     options = _kept(pool.connection_kwargs)
     manager = getattr(pool, "sentinel_manager", None)
     if manager is not None:
