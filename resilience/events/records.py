@@ -440,6 +440,16 @@ class PoolClosed(Event):
 
 
 @_record
+class PoolFailed(Event):
+    """Something went wrong in the background that should not have: a bug, or a callback of the user's that raised."""
+
+    kind: ClassVar[str] = "pool.failed"
+    default_severity: ClassVar[Severity] = "error"
+
+    error_type: str
+
+
+@_record
 class PrewarmPredicted(Event):
     """What the pool prepared for in the bucket that ended, and what came, in connections."""
 
