@@ -38,8 +38,8 @@ class PoolConfig:
             always, None never. Half a second to a second is what a busy pool does not feel and a restart does not
             survive (HikariCP and pgx measured the same).
         max_uses: borrowings after which a connection is replaced, at least 1; None: no limit.
-        reuse: "lifo" lends the connection that came back last, so that the rest grows idle and can be closed; "fifo" the
-            one that has been idle longest, so that none does.
+        reuse: "lifo" lends the connection that came back last, so that the rest grows idle and can be closed; "fifo"
+            the one that has been idle longest, so that none does.
         close_grace: how long `close` waits for borrowed connections before it closes them under their borrowers.
         max_connecting: attempts to connect at a time, at least 1.
         reconnect_base: pause after the first failed attempt; doubles with each further one, with full jitter.

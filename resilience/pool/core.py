@@ -1,8 +1,9 @@
 """The books of a connection pool: who has which connection, who waits, and what must be done about it. Pure.
 
-Every connection is at any moment in exactly one place: idle, reserved (checked, reset or about to be closed), leased, or
-assigned to a caller who is being woken. Every move is one synchronous method here. None of them waits, calls a driver or
-reads a clock, so no cancellation can come between the halves of a move: that is where other pools lose connections.
+Every connection is at any moment in exactly one place: idle, reserved (checked or reset), or leased, which it is from
+the moment at which it is assigned to a caller, awake or not. Every move is one synchronous method here. None of them
+waits, calls a driver or reads a clock, so no cancellation can come between the halves of a move: that is where other
+pools lose connections.
 
 What a move makes necessary, it gives back as work: callers to wake, connects to start, connections to close.
 """
@@ -121,8 +122,8 @@ class Work:
 class Waiters:
     """Callers who wait: higher priority first, in the order of arrival inside a priority.
 
-    One who leaves is only marked, and skipped when its turn comes: ten thousand cancelled callers cost no more each than
-    one.
+    One who leaves is only marked, and skipped when its turn comes: ten thousand cancelled callers cost no more each
+    than one.
     """
 
     def __init__(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from heapq import heapify, heappop, heappush
+from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -11,7 +13,7 @@ import anyio
 from resilience.errors import type_name
 from resilience.events import LeakReturned, LeakSuspected, ReconnectFailed, emit
 
-from .core import Slot
+from .core import Slot, Ticket
 from .lease import told
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ class Keeper(Generic[C]):
     """One task that sleeps until the next thing is due, and the count of all that the pool has under way.
 
     It need not be told of what is new: whatever a caller begins is due one period later at the earliest, and the keeper
-    never sleeps longer than its shortest period. Failed connects and callers who begin to wait wake it.
+    never sleeps longer than its shortest period. A failed connect wakes it, and a caller whose patience is shorter than
+    its sleep.
     """
 
     def __init__(self, pool: ConnectionPool[C]) -> None:
@@ -35,7 +38,30 @@ class Keeper(Generic[C]):
         self._wake: anyio.Event | None = None
         self._done: anyio.Event | None = None
         self._told_outage = False
+        self._deadlines: list[tuple[float, int, Ticket]] = []
+        self._order = count()
+        self._sleeps_until = -inf
         self._leaks: set[int] = set()
+
+    def watch(self, ticket: Ticket, deadline: float) -> None:
+        """Let `ticket` go when its time is over: one task for all who wait, in place of a timer for each."""
+        if deadline < inf:
+            heappush(self._deadlines, (deadline, next(self._order), ticket))
+            if len(self._deadlines) > 2 * self._pool._core.waiters.live + 64:  # noqa: SLF001 - as above
+                # Those who were served long before their time; each is thrown out once for two that came.
+                self._deadlines = [one for one in self._deadlines if one[2].live]
+                heapify(self._deadlines)
+        if min(deadline, self._pool._core.impatient_at()) < self._sleeps_until:  # noqa: SLF001 - as above
+            self.poke()
+
+    def _expire(self, now: float) -> None:
+        core = self._pool._core  # noqa: SLF001 - as above
+        while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].live):
+            ticket = heappop(self._deadlines)[2]
+            if ticket.live:
+                core.waiters.leave(ticket)
+                if ticket.wake is not None:
+                    ticket.wake()
 
     def poke(self) -> None:
         """Let the keeper look again what is due."""
@@ -66,13 +92,15 @@ class Keeper(Generic[C]):
         while True:
             self._poked, self._wake = False, anyio.Event()
             now = pool._now()  # noqa: SLF001 - as above
+            self._expire(now)
             pool._do(pool._core.due(now))  # noqa: SLF001 - as above
             self._tell_leaks(now)
             self._tell_outage(now)
             checked = await self._check_next(now)
             if checked or self._poked:
                 continue
-            left = self._next_due() - pool._now()  # noqa: SLF001 - as above
+            self._sleeps_until = self._next_due()
+            left = self._sleeps_until - pool._now()  # noqa: SLF001 - as above
             with anyio.move_on_after(None if left == inf else max(0.0, left)):
                 await self._wake.wait()
 
@@ -139,7 +167,7 @@ class Keeper(Generic[C]):
         """Give the moment at which something is due at the earliest."""
         pool = self._pool
         core, config, now = pool._core, pool.config, pool._now()  # noqa: SLF001 - as above
-        moments = [inf]
+        moments = [self._deadlines[0][0] if self._deadlines else inf]
         moments += [now + period for period in self._periods()]
         moments += [slot.retire_at for slot in core.idle]
         if config.max_idle is not None and core.size > core.min_size:

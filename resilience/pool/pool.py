@@ -47,7 +47,7 @@ from resilience.forks import renew_locks_in_child
 
 from .config import MAX_SECONDS, MAX_SIZE, PoolConfig, merged
 from .core import Place, PoolCore, Slot, Ticket, Work
-from .home import Home
+from .home import Home, Seat
 from .keeper import Keeper
 from .lease import Acquire, Lease, site_of_caller, told
 
@@ -189,6 +189,7 @@ class ConnectionPool(Generic[C]):
         self._find_run: Callable[[], Any] = _no_run
         self._run: object = None
         self._current_task: Callable[[], object] = _no_run
+        self._new_seat: Callable[[], Seat]
         self._group: TaskGroup | None = None
         self._keeper: Keeper[C] = Keeper(self)
         self._last_error: BaseException | None = None
@@ -229,6 +230,7 @@ class ConnectionPool(Generic[C]):
             raise PoolClosedError(self._name)
         self._home = home = Home()
         self._find_run, self._run, self._current_task = home.find_run, home.run, home.current_task
+        self._new_seat = home.seat
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         self._group.start_soon(self._keeper.run)
@@ -388,28 +390,24 @@ class ConnectionPool(Generic[C]):
         core, now = self._core, self._now()
         self._refuse_if_hopeless(request, now, deadline)
         ticket = Ticket(now, priority=request.priority, avoid=request.avoid)
-        event = anyio.Event()
-        ticket.wake = event.set
         ticket.owner, ticket.site = request.owner, request.site
         self._note_exhaustion(now)
         self._do(core.wait(ticket, now, first=first))
-        if core.impatient_at() > now:
-            self._keeper.poke()
-        try:
-            if ticket.live:
-                with anyio.move_on_after(None if deadline == inf else max(0.0, deadline - now)):
-                    await event.wait()
-        except BaseException:
-            self._do(core.abandon(ticket, self._now()))
-            raise
-        finally:
-            if not core.waiters.live:
-                self._note_recovery()
+        if ticket.live:
+            seat = self._new_seat()
+            ticket.wake = seat.wake
+            self._keeper.watch(ticket, deadline)
+            try:
+                await seat.wait()
+            except BaseException:
+                self._do(core.abandon(ticket, self._now()))
+                raise
+        if self._exhausted_at is not None and not core.waiters.live:
+            self._note_recovery()
         if ticket.error is not None:
             self._counters.rejected += 1
             raise ticket.error
         if ticket.slot is None:
-            self._do(core.abandon(ticket, self._now()))
             raise self._timed_out(began)
         return ticket.slot
 
@@ -436,13 +434,14 @@ class ConnectionPool(Generic[C]):
         core, owner = self._core, request.owner
         if owner is None or core.leased < core.max_size or core.connecting or core.reserved:
             return
-        waiting = {ticket.owner for ticket in core.waiters} | {owner}
         leases = list(self._leases.values())
-        if all(lease.owner is not None and lease.owner in waiting for lease in leases):
-            own = next((lease for lease in leases if lease.owner is owner), None)
-            if own is not None:
-                self._counters.rejected += 1
-                raise PoolDeadlockError(self._name, held_at=told(own.site), waiting_at=told(request.site))
+        own = next((lease for lease in leases if lease.owner is owner), None)
+        if own is None:  # the usual case: who waits holds nothing
+            return
+        waiting = {id(ticket.owner) for ticket in core.waiters} | {id(owner)}
+        if all(lease.owner is not None and id(lease.owner) in waiting for lease in leases):
+            self._counters.rejected += 1
+            raise PoolDeadlockError(self._name, held_at=told(own.site), waiting_at=told(request.site))
 
     def _timed_out(self, began: float) -> PoolTimeoutError:
         core, now = self._core, self._now()
