@@ -227,7 +227,7 @@ def test_a_text_says_nothing_of_algorithm_and_time_zone() -> None:
         *("", " ", ";", "burst=1", "1", "1/", "/s", "1 s", "1s", "per second", "1 per", "1per second", "1 persecond"),
         *("1/s burst", "1/s burst 1 burst 2", "1/s burst 1.5", "1/s burst -1", "1/s 5", "1.5/s", "-1/s", "+1/s"),
         *("1/-1 s", "1/s/s", "1,000/s", "1e3/s", "1/.5s", "1/5.s", "1//s", "1/s;", "1_000/s", "a/s", "1/s burst ½"),
-        *("١/s", "１/s", "1/ſ", "10\0/s", "1/s burst 1" + " " * 200),
+        *("\u0661/s", "\uff11/s", "1/\u017f", "10\0/s", "1/s burst 1" + " " * 200),
     ],
 )
 def test_what_is_no_quota_is_refused_with_an_example(text: str) -> None:
@@ -257,7 +257,7 @@ def test_an_unknown_unit_is_refused_with_those_that_there_are(unit: str) -> None
         ("1/s burst 0", "burst must be at least 1, got 0"),
         ("1000000001/s", "limit must be at most 1,000,000,000, got 1000000001"),
         ("1/1000 weeks", "per must be at most 3.16224e+08, got 604800000.0"),
-        ("1/0.0002ms", "per must be at least a microsecond, 1e-06, got 2e-07"),
+        ("1/0.0000001s", "per must be at least a microsecond, 1e-06, got 1e-07"),
         (f"{'9' * 190}/s", f"limit must be at most 1,000,000,000, got {'9' * 100}..."),
     ],
 )
@@ -279,7 +279,7 @@ def test_several_quotas_are_separated_by_semicolons() -> None:
 
 @pytest.mark.parametrize("text", ["10/min;", ";10/min", "10/min;;20/h", "", ";"])
 def test_an_empty_quota_between_semicolons_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="^quota must be such as"):
+    with pytest.raises(ConfigurationError, match=r"^quota must be such as"):
         parse_quotas(text)
 
 
