@@ -697,10 +697,16 @@ BUGS = {
     "15: a window counts what passed, and neither looks nor refusals": ("server", ZERO),
     "a cost of zero takes nothing (window)": ("server", ZERO),
     "a cost of zero takes nothing (gcra)": ("server", "at_most of zero sets a key with no time to live: an error"),
-    **{f"a blocked key is refused whatever its limit has left, until the block ends ({k})": ("server", BLOCK) for k in KINDS},
+    **{
+        f"a blocked key is refused whatever its limit has left, until the block ends ({k})": ("server", BLOCK)
+        for k in KINDS
+    },
     **{f"a block can be replaced and taken back ({kind})": ("server", BLOCK) for kind in KINDS},
     **{f"of a block and a limit the longer one matters ({kind})": ("server", BLOCK) for kind in KINDS},
-    **{f"7: a cost above the capacity is told apart from a full limit ({kind})": ("remembering", NEVER) for kind in KINDS},
+    **{
+        f"7: a cost above the capacity is told apart from a full limit ({kind})": ("remembering", NEVER)
+        for kind in KINDS
+    },
     "2: a reset makes the key as new; a cost above the burst can never pass": ("remembering", NEVER),
     "20: the wait is as long as the cost needs": ("remembering", NEVER),
     "23: what is left can be drained at once": ("remembering", NEVER),

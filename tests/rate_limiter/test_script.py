@@ -19,7 +19,9 @@ Make = Callable[..., ScriptMachine]
 
 QUOTAS = [Quota(10, 60), log(10, 60), window(10, 60)]
 each_algorithm = pytest.mark.parametrize("quota", QUOTAS, ids=["gcra", "log", "window"])
-NO_LIFE = pytest.mark.xfail(strict=True, reason="bug: a log is rewritten after the clock stepped back, and lives for ever")
+NO_LIFE = pytest.mark.xfail(
+    strict=True, reason="bug: a log is rewritten after the clock stepped back, and lives for ever"
+)
 
 
 def used(machine: ScriptMachine, key: str = "") -> int:
@@ -87,7 +89,12 @@ def test_times_to_live_arrive_on_a_real_server(client: redis.Redis) -> None:
     for name, spec in rules.items():
         client.eval(source, 2, name, f"{name}:log", "", spec, "acquire", 1, 1, 1)
     client.eval(source, 1, "window", "", "w 10 86400000000 0 0 0", "acquire", 1, 1, 1)
-    client.eval(source, 1, "instances", "me 30000", )
+    client.eval(
+        source,
+        1,
+        "instances",
+        "me 30000",
+    )
     lives = {name.decode(): client.pttl(name) for name in client.scan_iter()}
     assert set(lives) == {"gcra", "log:log", "window", "instances"}
     assert 5_000 < lives["gcra"] <= 6_000
@@ -105,7 +112,9 @@ def test_times_to_live_arrive_on_a_real_server(client: redis.Redis) -> None:
         Quota(1, MAX_PER),
         pytest.param(
             Quota(1, MAX_PER, burst=MAX_LIMIT),
-            marks=pytest.mark.xfail(strict=True, reason="bug: a time to live beyond 17 digits is an error of the server"),
+            marks=pytest.mark.xfail(
+                strict=True, reason="bug: a time to live beyond 17 digits is an error of the server"
+            ),
         ),
         log(10_000, MAX_PER),
         log(1, 1e-6),
@@ -263,8 +272,25 @@ def test_another_algorithm_begins_anew_and_overwrites(quota: Quota, other: Quota
 
 # --- values that nobody of ours wrote ---
 
+TOO_ABSURD = "bug: absurd numbers lock the key for ever, or make a reply that nobody can read"
+BAD_ENTRY = "bug: an entry in the middle that is none, or not a number, is an error of the script"
+
 GARBAGE = [
-    *(b"", b" ", b"hello", b"g", b"g 1", b"g a b c d", b"w", b"w x y z", b"b", b"b 1", b"l 1 2 3", b"42", b"\xff\x00\xfe"),
+    *(
+        b"",
+        b" ",
+        b"hello",
+        b"g",
+        b"g 1",
+        b"g a b c d",
+        b"w",
+        b"w x y z",
+        b"b",
+        b"b 1",
+        b"l 1 2 3",
+        b"42",
+        b"\xff\x00\xfe",
+    ),
     *(b"g nan nan nan nan", b"g -1 -1 -1 -1", b"g 1 2 3 4 5 6 7 8 9", b"g 0x10 0x10 0x10 0x10", b"b inf inf"),
 ]
 HOUR = 3_600 * SECOND
@@ -282,7 +308,7 @@ def absurd(machine: ScriptMachine) -> list[bytes]:
     return [text.encode() for text in [*gcra, *windows]]
 
 
-def check_that_the_key_recovers(machine: ScriptMachine, name: str) -> None:
+def check_that_the_key_recovers(machine: ScriptMachine) -> None:
     """Whatever was there: no error, no more than the limit at once, and the whole limit after a period."""
     admitted = sum(machine.acquire("", 1).allowed for _ in range(12))
     assert admitted <= 10
@@ -295,16 +321,23 @@ def check_that_the_key_recovers(machine: ScriptMachine, name: str) -> None:
 
 @each_algorithm
 @pytest.mark.parametrize("value", GARBAGE)
-def test_text_of_others_is_no_state(quota: Quota, value: bytes, script_machine: Make) -> None:
+def test_text_of_others_is_no_state(
+    quota: Quota, value: bytes, script_machine: Make, request: pytest.FixtureRequest
+) -> None:
+    if b"inf" in value or (b"nan" in value and quota.algorithm == "gcra"):
+        request.applymarker(pytest.mark.xfail(strict=True, reason=TOO_ABSURD))
     machine = script_machine(quota)
-    name = machine.names("")[0]
-    machine.client.set(name, value)
-    check_that_the_key_recovers(machine, name)
+    machine.client.set(machine.names("")[0], value)
+    check_that_the_key_recovers(machine)
 
 
 @each_algorithm
 @pytest.mark.parametrize("kind", ["list", "hash", "set", "zset", "stream", "string"])
-def test_a_key_of_another_type_is_overwritten(quota: Quota, kind: str, script_machine: Make) -> None:
+def test_a_key_of_another_type_is_overwritten(
+    quota: Quota, kind: str, script_machine: Make, request: pytest.FixtureRequest
+) -> None:
+    if kind == "list" and quota.algorithm == "sliding_log":
+        request.applymarker(pytest.mark.xfail(strict=True, reason=BAD_ENTRY))
     machine = script_machine(quota)
     for name in machine.names(""):
         if kind == "list":
@@ -334,10 +367,6 @@ def test_a_block_of_a_key_of_another_type_can_be_asked_for(quota: Quota, script_
     assert machine.acquire("", 10).allowed
 
 
-ABSURD = 9 * 10
-TOO_ABSURD = "bug: absurd numbers lock the key for ever, grant too much, or make a reply that nobody can read"
-
-
 @pytest.mark.xfail(strict=True, reason=TOO_ABSURD)
 @pytest.mark.parametrize("quota", [Quota(10, 60), window(10, 60)], ids=["gcra", "window"])
 def test_absurd_numbers_lock_nobody_and_grant_nothing(quota: Quota, script_machine: Make) -> None:
@@ -347,7 +376,7 @@ def test_absurd_numbers_lock_nobody_and_grant_nothing(quota: Quota, script_machi
         name = machine.names("")[0]
         machine.client.set(name, value)
         try:
-            check_that_the_key_recovers(machine, name)
+            check_that_the_key_recovers(machine)
         except (AssertionError, ValueError, OverflowError, redis.ResponseError) as error:
             failures.append(f"{value.decode()}: {type(error).__name__} {str(error)[:60]}")
         machine.client.delete(name)
@@ -374,9 +403,7 @@ LOGS = [
     [
         pytest.param(
             entries,
-            marks=[pytest.mark.xfail(strict=True, reason="bug: an entry in the middle that is none is an error")]
-            if number == 1
-            else [],
+            marks=[pytest.mark.xfail(strict=True, reason=BAD_ENTRY)] if number in {1, 3, 7} else [],
         )
         for number, entries in enumerate(LOGS)
     ],
@@ -454,11 +481,11 @@ def test_who_leaves_during_the_trip_is_told_what_to_give_back(script_machine: Ma
     assert item.leave(second) == 1
 
 
+@pytest.mark.xfail(strict=True, reason="bug: operations.reserve does not know the longest wait; state beyond it is cut")
 def test_reservations_reach_no_further_than_the_state_can_hold(script_machine: Make) -> None:
     """What lies further ahead than the longest wait is taken for nonsense, and must not be written."""
     machine = script_machine(Quota(1, 60))
-    for _ in range(100):
-        machine.reserve("", 1, round(MAX_PER) * SECOND)
-    refused = machine.acquire("", 1)
-    assert refused.reset_after <= longest_wait(Quota(1, 60)) + 60 * SECOND
-    assert refused.reset_after >= 50 * 60 * SECOND
+    waits = [machine.reserve("", 1, round(MAX_PER) * SECOND)[0] for _ in range(100)]
+    expected = [minute * 60 * SECOND for minute in range(61)]
+    assert waits == [*expected, *[None] * 39]
+    assert machine.acquire("", 1).reset_after == longest_wait(Quota(1, 60)) + 60 * SECOND
