@@ -385,7 +385,7 @@ def test_absurd_numbers_lock_nobody_and_grant_nothing(quota: Quota, script_machi
 
 LOGS = [
     ["hello"],
-    ["{now} 1 1 {now}", "hello", "{now} 2 1 {now}"],
+    ["{now} 1 1 {now}", "hello", "{now} 10 9 {now}"],
     ["hello", "{now} 10 10 {now}"],
     ["{now} 10 10 {now}", "hello"],
     ["{future} 10 10 {future}"],
@@ -415,6 +415,7 @@ def test_a_log_with_entries_of_others_locks_nobody(entries: list[str], script_ma
     name = machine.names("")[1]
     machine.client.rpush(name, *(entry.format(now=now, future=future) for entry in entries))
     machine.peek("", 1)
+    machine.peek("", 5)
     machine.refund("", 1)
     for _ in range(12):
         machine.acquire("", 1)
