@@ -71,7 +71,7 @@ def limiters(wall: float) -> None:
     assert_type(len(MemoryStore()), int)
 
     RateLimiter("10/s")  # type: ignore[call-arg]
-    RateLimiter("10/s", "typed")  # type: ignore[call-arg, misc]
+    RateLimiter("10/s", "typed")  # type: ignore[call-arg]
     RateLimiter(10, name="typed")  # type: ignore[arg-type]
     RateLimiter("10/s", name="typed", store="redis://localhost")  # type: ignore[arg-type]
     RateLimiter("10/s", name="typed", fallback="hope")  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ async def asked() -> None:
 
     await limiter.try_acquire(5)  # type: ignore[arg-type]
     await limiter.try_acquire("ann", 1.5)  # type: ignore[arg-type]
-    await limiter.acquire("ann", 1, 0.5)  # type: ignore[misc]
+    await limiter.acquire("ann", 1, 0.5)  # type: ignore[call-arg]
     await limiter.block("ann")  # type: ignore[call-arg]
     limiter.try_acquire("ann")  # type: ignore[unused-coroutine]
 
