@@ -29,7 +29,7 @@ class Decision(NamedTuple):
             still holds), "shadow" (refused, but only observed).
         certain: False if the call may have been charged in the shared store although the answer never came.
         never: the cost exceeds what can ever pass at once.
-        granted: units that were charged: the cost, or 0, or what `at_most` could get.
+        granted: units that the caller may use: the cost, 0, or what `at_most` could get; in shadow mode all of them.
     """
 
     allowed: bool
@@ -80,6 +80,9 @@ class Rule(Protocol):
     def refund(self, state: Any, now: int, units: int) -> Any:
         """Take `units` back."""
 
+    def withdraw(self, state: Any, now: int, units: int) -> Any:
+        """Take back `units` that were reserved last and have not passed."""
+
     def drained(self, state: Any, now: int) -> int:
         """Give the microseconds until the key is as new."""
 
@@ -129,10 +132,20 @@ def passed(standings: Sequence[Standing], granted: int, source: Source, *, certa
     return Decision(True, one.quota.limit, one.room, None, reset_after, one.quota, source, certain, False, granted)
 
 
-def refused(standings: Sequence[Standing], source: Source, *, certain: bool = True, blocked: int = 0) -> Decision:
-    """Build the answer to a call that may not pass; `blocked` are microseconds for which somebody blocked the key."""
+def refused(
+    standings: Sequence[Standing], source: Source, *, certain: bool = True, blocked: int = 0, late: int = 0
+) -> Decision:
+    """Build the answer to a call that may not pass.
+
+    Args:
+        standings: where the rules stand.
+        source: who decides.
+        certain: whether nothing was charged for certain.
+        blocked: microseconds for which somebody blocked the key.
+        late: microseconds by which the moment of the decision was rounded up.
+    """
     one = max(standings, key=_wait) if len(standings) > 1 else standings[0]
-    wait = max(one.wait, blocked)
+    wait = max(one.wait + late, blocked)
     return Decision(
         False, one.quota.limit, one.room, wait / MICROSECONDS, one.drained / MICROSECONDS, one.quota, source, certain
     )

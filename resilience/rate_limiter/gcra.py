@@ -20,10 +20,6 @@ from math import gcd
 from .decision import Standing
 from .quota import Quota
 
-ROUNDING = 1
-"""Microseconds that a wait is longer than it need be, where an algorithm has no slack: a caller's clock counts in
-fractions of them, and one that waits exactly `retry_after` must not come one too early."""
-
 LONGEST_WAIT = 3_600_000_000
 """Microseconds that a caller may wait for its turn at most, or one period if that is longer."""
 
@@ -94,6 +90,10 @@ class Gcra:
     def refund(self, state: int, now: int, units: int) -> int:
         """Take `units` back; more than was taken leaves the key empty."""
         return max(state - units * self.unit, now * self.drain)
+
+    def withdraw(self, state: int, now: int, units: int) -> int:
+        """Take back `units` that were reserved last and have not passed: here the same as a refund."""
+        return self.refund(state, now, units)
 
     def drained(self, state: int, now: int) -> int:
         """Give the microseconds until the key is as new, rounded up."""

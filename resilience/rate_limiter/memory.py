@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Final, TypeAlias
@@ -135,7 +136,7 @@ class Space:
         self._gcra = self._single if isinstance(self._single, Gcra) else None
         self._keys = Keys(capacity, self.now, self._drains)
         self._states = self._keys.states
-        self._blocks: dict[str, int] = {}
+        self._blocks: OrderedDict[str, int] = OrderedDict()
         self._terms = self.terms(self.rules)
 
     def terms(self, rules: Sequence[Rule]) -> Terms:
@@ -150,12 +151,21 @@ class Space:
     # --- time ---
 
     def now(self) -> int:
-        """Read the clock, in microseconds."""
-        return int((self._clock() - self._origin) * MICROSECONDS)
+        """Read the clock, to the nearest microsecond: neat times are not to lose one to the last bit of a float."""
+        return int((self._clock() - self._origin) * MICROSECONDS + 0.5)
+
+    def _read(self) -> tuple[int, int]:
+        """Read the clock, and tell by how many microseconds it was rounded up: 0, or 1.
+
+        A refusal waits for that one too: who waits exactly `retry_after` must not come too early by a rounding.
+        """
+        exact = (self._clock() - self._origin) * MICROSECONDS
+        now = int(exact + 0.5)
+        return now, now - int(exact + 0.1)
 
     def wall(self) -> int:
         """Read the wall clock, in microseconds of the shared store's clock where there is one."""
-        return int(self._wall_clock() * MICROSECONDS) + self.wall_offset
+        return int(self._wall_clock() * MICROSECONDS + 0.5) + self.wall_offset
 
     def nows(self, now: int) -> list[int]:
         """Give the time that each rule goes by, at the moment `now`."""
@@ -183,7 +193,7 @@ class Space:
             return self.at_once(key, cost, rules or self.rules, source)
         # The common case, written out: one GCRA rule. `at_once` says the same for all rules.
         clock, origin, states, capacity, quota, limit, drain, unit, size, ceiling, horizon = terms
-        micros = int((clock() - origin) * 1e6)
+        micros = int((clock() - origin) * 1e6 + 0.5)
         now = micros * drain
         need = cost * unit
         level = -1
@@ -246,7 +256,7 @@ class Space:
         """Take `cost` units by `rules`, or as many of them as there is room for if that is at least `least`."""
         if len(rules) == 1 and least is None:
             return self._at_once(key, cost, rules[0], source)
-        now = self.now()
+        now, late = self._read()
         nows = self.nows(now)
         with self._capacity:
             states = self._load(key, now, nows)
@@ -268,12 +278,12 @@ class Space:
         if impossible:
             return never(rules, standings, source)
         if blocked or (taken < asked):
-            return refused(standings, source, blocked=blocked)
+            return refused(standings, source, blocked=blocked, late=late)
         return passed(standings, taken, source)
 
     def _at_once(self, key: str, cost: int, rule: Rule, source: Source) -> Decision:
         """Do the same for one rule, and without the lists that several need: in half the time."""
-        now = self.now()
+        now, late = self._read()
         at = self.wall() if self.aligned else now
         with self._capacity:
             state = self._states.get(key, _ABSENT)
@@ -290,11 +300,11 @@ class Space:
             self.tell_spilled()
         if allowed:
             return passed(standing, cost, source)
-        return never([rule], standing, source) if impossible else refused(standing, source, blocked=blocked)
+        return never([rule], standing, source) if impossible else refused(standing, source, blocked=blocked, late=late)
 
     def peek(self, key: str, cost: int, rules: Sequence[Rule], source: Source) -> Decision:
         """Tell what `cost` units would get, and change nothing."""
-        now = self.now()
+        now, late = self._read()
         nows = self.nows(now)
         with self._capacity:
             states = self._load(key, now, nows)
@@ -302,15 +312,15 @@ class Space:
             standings = stand(rules, states, nows, cost)
         if any(cost > rule.most for rule in rules):
             return never(rules, standings, source)
-        if blocked or any(one.wait for one in standings):
-            return refused(standings, source, blocked=blocked)
+        if blocked or (cost and any(one.wait for one in standings)):
+            return refused(standings, source, blocked=blocked, late=late)
         return passed(standings, 0, source)
 
     def reserve(
         self, key: str, cost: int, longest: int, rules: Sequence[Rule], source: Source
     ) -> tuple[int | None, Decision]:
         """Take `cost` units that pass within `longest` microseconds, and tell when; None and nothing if they do not."""
-        now = self.now()
+        now, late = self._read()
         nows = self.nows(now)
         with self._capacity:
             states = self._load(key, now, nows)
@@ -320,7 +330,7 @@ class Space:
                 return None, never(rules, standings, source)
             wait = max(one.wait for one in standings)
             if blocked or wait > min(longest, *(longest_wait(rule.quota) for rule in rules)):
-                return None, refused(standings, source, blocked=blocked)
+                return None, refused(standings, source, blocked=blocked, late=late)
             if cost:
                 states = [
                     rule.charge(state, at, cost, at + wait) for rule, state, at in zip(rules, states, nows, strict=True)
@@ -334,7 +344,10 @@ class Space:
         nows = self.nows(now)
         waits = []
         with self._capacity:
-            states = self._refunded(rules, self._load(key, now, nows), nows, back + sum(costs))
+            states: list[Any] = [
+                rule.withdraw(state, at, back + sum(costs))
+                for rule, state, at in zip(rules, self._load(key, now, nows), nows, strict=True)
+            ]
             for cost in costs:
                 wait = max(rule.wait(state, at, cost) for rule, state, at in zip(rules, states, nows, strict=True))
                 states = [
@@ -375,7 +388,7 @@ class Space:
             if microseconds <= 0:
                 return
             if len(self._blocks) >= self._capacity.max_keys:
-                self._make_room_for_block(now)
+                self._blocks.popitem(last=False)  # the oldest gives way
             self._blocks[key] = now + microseconds
 
     @property
@@ -386,12 +399,6 @@ class Space:
     def is_blocked(self, key: str) -> bool:
         """Tell whether somebody blocked `key`."""
         return self._blocked(key, self.now()) > 0
-
-    def _make_room_for_block(self, now: int) -> None:
-        for key in [key for key, until in self._blocks.items() if until <= now]:
-            del self._blocks[key]
-        if len(self._blocks) >= self._capacity.max_keys:  # all of them hold: the one that ends first ends now
-            del self._blocks[min(self._blocks, key=self._blocks.__getitem__)]
 
     def _blocked(self, key: str, now: int) -> int:
         until = self._blocks.get(key) if self._blocks else None
@@ -405,6 +412,8 @@ class Space:
 
     def refusal(self, key: str, cost: int) -> Decision | None:
         """Give the refusal of `cost` that follows from what a shared store told of `key`; None if none does."""
+        if cost == 0 and not self._blocks:
+            return None
         state = self._states.get(key)
         if key not in self._blocks:
             if state is None:
@@ -419,7 +428,7 @@ class Space:
             blocked = self._blocked(key, now)
             standings = stand(self.rules, states, nows, cost)
             refusing = any(
-                one.wait and rule.refuses(state, cost)
+                cost and one.wait and rule.refuses(state, cost)
                 for one, rule, state in zip(standings, self.rules, states, strict=True)
             )
         return refused(standings, "blocked", blocked=blocked) if blocked or refusing else None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .decision import Standing
-from .gcra import ROUNDING, longest_wait
+from .gcra import longest_wait
 from .quota import Quota
 
 
@@ -84,7 +84,7 @@ class SlidingLog:
             last, over = at, over - weight
             if over <= 0:
                 break
-        return max(1, last + self.quota.microseconds - now) + ROUNDING
+        return max(1, last + self.quota.microseconds - now)
 
     def charge(self, state: Log | None, now: int, units: int, at: int) -> Log:
         """Enter `units` that pass at the moment `at`, which is now or lies ahead."""
@@ -111,6 +111,18 @@ class SlidingLog:
             if taken < weight:
                 state.entries.appendleft((at, weight - taken))
         return state if state.entries else None
+
+    def withdraw(self, state: Log | None, now: int, units: int) -> Log | None:  # noqa: ARG002 - as `Rule` has it
+        """Take back `units` that were reserved last and have not passed: the newest, for nothing was made of them."""
+        left = units * self.unit
+        while state is not None and left > 0 and state.entries:
+            at, weight = state.entries.pop()
+            taken = min(left, weight)
+            left -= taken
+            state.used -= taken
+            if taken < weight:
+                state.entries.append((at, weight - taken))
+        return state if state is not None and state.entries else None
 
     def drained(self, state: Log | None, now: int) -> int:
         """Give the microseconds until the last entry is a period old."""

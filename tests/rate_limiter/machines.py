@@ -88,16 +88,14 @@ class Machine:
     def __init__(self, quotas: str | Quota | Iterable[Quota], *, start: int = START) -> None:
         self.start = start
         self.moment = 0
-        self._half = 0.0
+
         self.use(quotas)
-        # Half a microsecond, so that no float falls short of the moment that is meant.
-        self._half = 0.5
 
     def clock(self) -> float:
-        return (self.moment + self._half) / SECOND
+        return self.moment / SECOND
 
     def wall_clock(self) -> float:
-        return (self.start + self.moment + self._half) / SECOND
+        return (self.start + self.moment) / SECOND
 
     def use(self, quotas: str | Quota | Iterable[Quota]) -> None:
         raise NotImplementedError
