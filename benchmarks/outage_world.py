@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from random import Random
-from types import SimpleNamespace
 from typing import Any, Final, Literal
-from unittest.mock import patch
 
-from resilience import CircuitBreaker, Decision, Quota
+from resilience import Decision, Quota
 from resilience.clock import Clock
-from resilience.rate_limiter import store as store_room
 from resilience.rate_limiter.batch import Batch, Limiter, Request
 from resilience.rate_limiter.fallback import Fallback, FallbackPolicy
 from resilience.rate_limiter.gcra import Gcra
@@ -41,13 +37,6 @@ class VirtualTime:
     def __call__(self) -> float:
         """Give the seconds."""
         return self.now
-
-
-@contextmanager
-def virtual(clock: Clock) -> Iterator[None]:
-    """Let stores read `clock` where they would read the monotonic one, which they have no argument for."""
-    with patch.object(store_room, "time", SimpleNamespace(monotonic=clock)):
-        yield
 
 
 # --- Redis ---
@@ -184,21 +173,20 @@ POLICIES: Final = (
 # --- instances ---
 
 
-class _Store(SharedStore):
-    """A store whose breaker goes by virtual time and a seed."""
-
-    def __init__(self, clock: Clock, rng: Random) -> None:
-        target = target_of("redis://simulated.invalid:6379/0")
-        super().__init__(target, prefix="simulated", budget=0.25, max_batch=128)
-        self.breaker = CircuitBreaker(self.breaker.name, self.breaker.config, clock=clock, rng=rng)
-
-
 class Instance:
     """One instance of the program: a store object, and one limiter on it."""
 
     def __init__(self, world: World, policy: Policy, quota: Quota) -> None:
         self.gone = False
-        self.store = _Store(world.clock, world.rng)
+        self.store = SharedStore(
+            target_of("redis://simulated.invalid:6379/0"),
+            prefix="simulated",
+            budget=0.25,
+            max_batch=128,
+            instances=world.assumed,
+            clock=world.clock,
+            rng=world.rng,
+        )
         self._world = world
         teller, clock, named = Teller("simulated", world.clock), world.clock, policy.name_in_library
         options: dict[str, Any] = {"teller": teller, "policy": named, "clock": clock, "wall_clock": clock}
@@ -230,7 +218,7 @@ class Instance:
             self.store.fail(permit, error, batch, certain=not redis.freezes)
             self._look_after_store()
         else:
-            self.store.settle(permit, redis.call(keys, arguments), batch, self._world.clock(), refreshing=refreshing)
+            self.store.settle(permit, redis.call(keys, arguments), batch, shard=0, ago=0.0, refreshing=refreshing)
 
     def _look_after_store(self) -> None:
         if self.store.needs_recovery() and (steps := self.store.claim_recovery()) is not None:
@@ -243,14 +231,24 @@ class World:
     Args:
         instances: how many there are at the beginning.
         redis: what they share.
+        assumed: how many there are in the eyes of one that Redis has never told.
         rng: for the jitter of probes.
     """
 
     def __init__(
-        self, policy: Policy, quota: Quota, *, instances: int, clock: VirtualTime, redis: Redis, rng: Random
+        self,
+        policy: Policy,
+        quota: Quota,
+        *,
+        instances: int,
+        assumed: int,
+        clock: VirtualTime,
+        redis: Redis,
+        rng: Random,
     ) -> None:
         self.clock = clock
         self.redis = redis
+        self.assumed = assumed
         self.rng = rng
         self.instances: list[Instance] = []
         self._policy = policy
@@ -301,13 +299,13 @@ class World:
 
 Balance = Literal["even", "uneven"]
 HOT: Final = 0.8
-"""Share of the calls that goes to one instance when the balance is uneven."""
+"""Share of the calls for a key that goes to one instance when the balance is uneven; each key has another."""
 
 
-def routed(pick: float, instances: int, balance: Balance) -> int:
-    """Give the instance that gets a call, by a number from 0 up to 1."""
+def routed(pick: float, instances: int, balance: Balance, key: int = 0) -> int:
+    """Give the instance that gets a call for a key, by a number from 0 up to 1."""
     if balance == "even" or instances == 1:
         return int(pick * instances)
     if pick < HOT:
-        return 0
-    return 1 + int((pick - HOT) / (1 - HOT) * (instances - 1))
+        return key % instances
+    return (key + 1 + int((pick - HOT) / (1 - HOT) * (instances - 1))) % instances
