@@ -49,7 +49,7 @@ class Redis:
         quota: the only one that it is asked about.
         outages: when it is out of reach, in order.
         loses_data: whether it comes back empty.
-        freezes: whether it takes what it is sent and never answers, instead of refusing connections.
+        freezes: whether it does what it is told and never answers, instead of refusing connections.
     """
 
     def __init__(
@@ -72,6 +72,15 @@ class Redis:
                 self._instances.clear()
         return bool(self._outages) and self._outages[0][0] <= self._clock()
 
+    def ask(self, keys: Sequence[str], arguments: Sequence[str | int]) -> bytes | Exception:
+        """Make a call; give the reply, or the error that comes instead of one."""
+        if not self.down():
+            return self.call(keys, arguments)
+        if not self.freezes:
+            return ConnectionRefusedError()
+        self.call(keys, arguments)  # nobody will know
+        return TimeoutError()
+
     def call(self, keys: Sequence[str], arguments: Sequence[str | int]) -> bytes:
         """Do what `decide.lua` does for these operations: acquire and replay, and note who lives."""
         now = int(self._clock() * 1e6) + 10**15  # no clock of an instance
@@ -93,9 +102,7 @@ class Redis:
             if gave:
                 state = rule.charge(state, now, gave * cost, now)
         elif operation == "replay":
-            debt, floor = map(int, extra.split())
-            level = rule.level(state, now)
-            state = rule.from_level(max(level, min(max(level + debt, floor), rule.capacity)), now)
+            state = rule.from_level(max(rule.level(state, now), min(int(extra), rule.capacity)), now)
             gave = 1
         else:
             raise ValueError(f"not simulated: {operation}")
@@ -119,7 +126,7 @@ class Redis:
 class ShareForgotten(Fallback):
     """The share of a limit, going on from what was known of a key; what it admits is not charged afterwards."""
 
-    def debts(self, limiter: Limiter, max_batch: int) -> Iterator[tuple[Batch, int]]:  # noqa: ARG002 - there are none
+    def debts(self, limiter: Limiter, max_batch: int) -> Iterator[Batch]:  # noqa: ARG002 - there are none
         """Owe nothing."""
         return iter(())
 
@@ -212,13 +219,12 @@ class Instance:
             batch.fail(self.store.cause, certain=True)
             return
         keys, arguments, refreshing = self.store.encode(0, batch)
-        redis = self._world.redis
-        if redis.down():
-            error = TimeoutError() if redis.freezes else ConnectionRefusedError()
-            self.store.fail(permit, error, batch, certain=not redis.freezes)
+        reply = self._world.redis.ask(keys, arguments)
+        if isinstance(reply, Exception):
+            self.store.fail(permit, reply, batch, certain=not isinstance(reply, TimeoutError))
             self._look_after_store()
         else:
-            self.store.settle(permit, redis.call(keys, arguments), batch, shard=0, ago=0.0, refreshing=refreshing)
+            self.store.settle(permit, reply, batch, shard=0, ago=0.0, refreshing=refreshing)
 
     def _look_after_store(self) -> None:
         if self.store.needs_recovery() and (steps := self.store.claim_recovery()) is not None:
@@ -283,14 +289,11 @@ class World:
             except StopIteration:
                 instance.store.end_recovery()
                 return
-            if not isinstance(step, Call):
-                answer, taken = None, step
-            elif not self.redis.down():
-                answer, taken = self.redis.call(step.keys, step.arguments), 0.0
-            elif self.redis.freezes:
-                answer, taken = TimeoutError(), step.seconds
+            if isinstance(step, Call):
+                answer = self.redis.ask(step.keys, step.arguments)
+                taken = step.seconds if isinstance(answer, TimeoutError) else 0.0
             else:
-                answer, taken = ConnectionRefusedError(), 0.0
+                answer, taken = None, step
             if taken:
                 error = answer if isinstance(answer, Exception) else None
                 heapq.heappush(self._due, (self.clock() + taken, next(self._number), instance, steps, error))

@@ -119,7 +119,6 @@ class Scenario:
         # The limit once more when Redis is lost and once more when it is back, and both at a time until all noticed.
         each = 2 * self.burst + self.rate * noticing
         each += max(0, self.instances - self.burst)  # a share is one unit at least
-        each += self.instances * max(self.costs) * self.freezes  # trips that may have been charged, or not
         each += (self.shares() - 1) * (self.burst + self.rate * (lasts + noticing))
         return len(self.outages) * each
 
@@ -158,7 +157,7 @@ SCENARIOS: Final = (
     ),
     Scenario(key="costs", title="calls cost 1, 2 or 5", costs=(1, 2, 5), offered=40.0),
     Scenario(key="too-large", title="calls cost 1 or 10; a share holds 5", costs=(1, 10), offered=40.0),
-    Scenario(key="frozen", title="Redis hangs instead of refusing", freezes=True),
+    Scenario(key="frozen", title="Redis hangs instead of refusing, and does what it is told", freezes=True),
     Scenario(key="new-key", title="a key is first used 5 s before Redis is back", begins=115.0, busy_before=True),
     Scenario(key="halved", title="8 instances become 4 in mid-outage", scaled=4),
     Scenario(key="doubled", title="8 instances become 16 in mid-outage", scaled=16),
