@@ -206,7 +206,7 @@ class Instance:
         if not self.store.reachable:
             self._look_after_store()
             return self._remote.fallback.decide(key, cost).allowed
-        if self._remote.locally(key, cost) is not None:
+        if self._remote.space.refusal(key, cost) is not None:
             return False
         batch = Batch(0.0)
         item, caller = batch.join(Request(self._remote, "acquire", key, cost), None)

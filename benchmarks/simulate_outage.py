@@ -50,6 +50,7 @@ class Scenario:
         limit, per, burst: the quota.
         offered: what is asked for, as a multiple of the limit's rate.
         phases: seconds healthy, without Redis, and healthy again, and so on.
+        evens_out: whether the balance is even from the moment on at which Redis is lost.
         costs: of the calls, equally often.
         scaled: how many instances there are from the middle of the outage on.
         every: seconds between two moments at which calls come; 0 is at any moment.
@@ -71,6 +72,7 @@ class Scenario:
     loses_data: bool = False
     freezes: bool = False
     balance: Balance = "even"
+    evens_out: bool = False
     costs: tuple[int, ...] = (1,)
     scaled: int | None = None
     every: float = 0.0
@@ -154,6 +156,13 @@ SCENARIOS: Final = (
         keys=16,
         phases=(60.0, 5.0, 60.0),
         loses_data=True,
+    ),
+    Scenario(
+        key="evened-out",
+        title="saturated; 4 keys, each mostly asked for at another instance until Redis is lost, then evenly",
+        balance="uneven",
+        evens_out=True,
+        keys=4,
     ),
     Scenario(key="costs", title="calls cost 1, 2 or 5", costs=(1, 2, 5), offered=40.0),
     Scenario(key="too-large", title="calls cost 1 or 10; a share holds 5", costs=(1, 10), offered=40.0),
@@ -273,7 +282,8 @@ def simulate(scenario: Scenario, policy: Policy, calls: Iterable[Call], seed: in
         if at >= scaling_at and scenario.scaled is not None:
             world.scale(scenario.scaled)
             scaling_at = inf
-        instance = world.instances[routed(pick, len(world.instances), scenario.balance, key)]
+        balance = "even" if scenario.evens_out and at >= scenario.outages[0][0] else scenario.balance
+        instance = world.instances[routed(pick, len(world.instances), balance, key)]
         if instance.allows(f"key {key}", cost) and key != OTHERS:
             admitted[key].append((at, cost))
     return admitted
