@@ -173,12 +173,12 @@ function operations.block(rules, item, now, cost, duration)
   return 1
 end
 
--- What was admitted while this server was out of reach: "<level> <floor>" for each rule.
-function operations.replay(rules, item, now, cost, debts)
-  local next_token = string.gmatch(debts, '%S+')
+-- After this server was out of reach: what is used of each rule at least. To do it twice does no harm.
+function operations.replay(rules, item, now, cost, levels)
+  if type(levels) == 'number' then levels = string.format('%.0f', levels) end
+  local next_token = string.gmatch(levels, '%S+')
   for index, rule in ipairs(rules) do
-    local level, floor = tonumber(next_token()), tonumber(next_token())
-    rule.algorithm.replay(rule, item.states[index], now, level, floor)
+    rule.algorithm.replay(rule, item.states[index], now, tonumber(next_token()))
   end
   item.dirty = true
   return 1

@@ -62,6 +62,10 @@ class Rule(Protocol):
         """Give the state of a key that was never seen."""
 
     @property
+    def unit(self) -> int:
+        """Give what a unit of cost weighs in a state."""
+
+    @property
     def most(self) -> int:
         """Give the largest cost that can ever pass."""
 

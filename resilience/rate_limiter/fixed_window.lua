@@ -65,8 +65,8 @@ function fixed_window.refund(rule, state, now, units)
   state.use = math.max(0, state.use - units)
 end
 
-function fixed_window.replay(rule, state, now, level, floor)
-  state.use = math.max(state.use, math.min(math.max(state.use + level, floor), rule.most))
+function fixed_window.replay(rule, state, now, use)
+  state.use = math.max(state.use, math.min(use, rule.most))
 end
 
 function fixed_window.drained(rule, state, now)

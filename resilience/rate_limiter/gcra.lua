@@ -62,8 +62,8 @@ function gcra.refund(rule, state, now, units)
   state.level = math.max(0, state.level - units * rule.unit)
 end
 
-function gcra.replay(rule, state, now, level, floor)
-  state.level = math.max(state.level, math.min(math.max(state.level + level, floor), rule.capacity))
+function gcra.replay(rule, state, now, level)
+  state.level = math.max(state.level, math.min(level, rule.capacity))
 end
 
 function gcra.drained(rule, state)

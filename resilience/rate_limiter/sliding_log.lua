@@ -132,9 +132,8 @@ function sliding_log.withdraw(rule, state, now, units)
   end
 end
 
-function sliding_log.replay(rule, state, now, level, floor)
-  local used = log_used(state)
-  local weight = math.min(math.max(used + level, floor), rule.most) - used
+function sliding_log.replay(rule, state, now, used)
+  local weight = math.min(used, rule.most) - log_used(state)
   if weight > 0 then log_push(state, now, weight, now) end
 end
 

@@ -69,11 +69,11 @@ the steps calls `end_recovery` when they end, or will not be made."""
 class Debtor(Protocol):
     """A limiter that may owe the store what it admitted without it."""
 
-    def debts(self, max_batch: int) -> Iterator[tuple[Batch, int]]:
-        """Give what is owed, in batches, with the units in each."""
+    def debts(self, max_batch: int) -> Iterator[Batch]:
+        """Give what is owed, in batches; it counts as paid."""
 
-    def paid(self, batch: Batch) -> None:
-        """Note that the store was charged with a batch."""
+    def unpaid(self, batch: Batch) -> None:
+        """Note that the store may not know of a batch after all. It may be told twice."""
 
     def leave_outage(self, replayed: int) -> None:
         """Note that the store decides again, and how many units it was charged with."""
@@ -283,24 +283,26 @@ class SharedStore:
         """Charge the store with what was admitted without it; tell whether there was anything."""
         some = False
         for limiter in list(self.limiters):
-            for batch, units in limiter.debts(self.max_batch):
+            for batch in limiter.debts(self.max_batch):
                 some = True
                 keys, arguments = batch.encode()
                 try:
                     permit = self.breaker.acquire()
                 except CircuitOpenError:
+                    limiter.unpaid(batch)
                     return False
                 try:
                     yield Call(self.shard_of(batch.items[0].request.key), keys, ["", *arguments], PROBE_SECONDS)
                 except Exception as error:  # noqa: BLE001 - as above
+                    limiter.unpaid(batch)
                     permit.failure(error)
                     return False
                 except BaseException:
+                    limiter.unpaid(batch)
                     permit.drop()
                     raise
                 permit.success()
-                limiter.paid(batch)
-                replayed[limiter] = replayed.get(limiter, 0) + units
+                replayed[limiter] = replayed.get(limiter, 0) + sum(item.request.cost for item in batch.items)
         return some
 
     def _find(self, replayed: dict[Debtor, int]) -> None:
