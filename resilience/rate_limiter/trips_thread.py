@@ -13,7 +13,8 @@ from .batch import Batch, Caller, Item, Pending, Request, Unreachable, Wake
 from .store import Call, SharedStore
 
 if TYPE_CHECKING:
-    from .lines import SyncClusterLine, SyncLine
+    from .cluster import SyncClusterLine
+    from .lines import SyncLine
 
 IDLE: Final = 10.0
 """Seconds without work after which the thread ends, and closes its line."""
@@ -157,7 +158,8 @@ class ThreadTrips:
                 work(lines)
             if self._closing and self._store.reachable and lines.is_open:
                 for call in self._store.farewells():
-                    self._try(lines, call)
+                    if isinstance(self._try(lines, call), Exception):
+                        break  # the next one would wait just as long
         finally:
             lines.close()
 
@@ -194,7 +196,7 @@ class ThreadTrips:
                 ago = time.monotonic() - began
                 store.settle(permit, reply, batch, shard=number, ago=ago, refreshing=refreshing)
             except BaseException as error:  # noqa: BLE001 - the thread outlives everything, and the callers get an answer
-                store.fail(permit, error, batch, certain=not line.sent or lines.refused_to_run(error))
+                store.fail(permit, error, batch, certain=not line.sent or lines.refused(error))
                 self._fail_pending()
         for item in batch.items:
             self._refund(item, item.excess())
@@ -269,18 +271,22 @@ class _Lines:
     """The lines of the thread: one to a server, or the client of a cluster."""
 
     def __init__(self, store: SharedStore) -> None:
-        from . import lines  # noqa: PLC0415 - imports redis-py, which takes longer than all of ours
+        from . import cluster, lines  # noqa: PLC0415 - import redis-py, which takes longer than all of ours
 
-        self._lines = lines
-        self.refused_to_run = lines.refused_to_run
+        self._kind = cluster.SyncClusterLine if store.target.kind == "cluster" else lines.SyncLine
+        self._refused_to_run = lines.refused_to_run
         self._store = store
         self._line: SyncLine | SyncClusterLine | None = None
 
     def of(self, number: int) -> SyncLine | SyncClusterLine:
         del number  # a cluster's client finds the node itself
         if self._line is None:
-            self._line = self._lines.make_sync_line(self._store.target)
+            self._line = self._kind(self._store.target)
         return self._line
+
+    def refused(self, error: BaseException) -> bool:
+        """Tell whether the server said that it did nothing. A cluster's line tells that by itself, for all parts."""
+        return self._store.target.kind != "cluster" and self._refused_to_run(error)
 
     @property
     def is_open(self) -> bool:
