@@ -28,8 +28,9 @@ _async_connections: Any = redis.asyncio.connection
 _connections: Any = redis.connection
 
 Address: TypeAlias = tuple[str, int]
+Kind: TypeAlias = Literal["single", "sentinel", "cluster"]
 
-SCHEMES: Final = {
+_PLAIN: Final = {
     "redis": "redis",
     "rediss": "rediss",
     "unix": "unix",
@@ -66,7 +67,7 @@ class Target:
         remap: where a node of a cluster is, if not where the cluster says.
     """
 
-    kind: Literal["single", "sentinel", "cluster"]
+    kind: Kind
     addresses: tuple[Address, ...]
     options: dict[str, Any] = field(repr=False)
     service: str = ""
@@ -89,6 +90,17 @@ def target_of(url_or_client: object) -> Target:
         ConfigurationError: neither a URL that we know nor a client of redis-py. No part of the URL but its scheme is
             shown: it may hold a password.
     """
+    target = _found(url_or_client)
+    try:
+        sync_connection(node_of(target, target.addresses[0]) if target.addresses else target)
+    except Exception as error:  # noqa: BLE001 - redis-py checks some options when it makes a connection
+        raise ConfigurationError(
+            f"options of url_or_client must make a connection of redis-py, got {type(error).__name__}"
+        ) from None
+    return target
+
+
+def _found(url_or_client: object) -> Target:
     if isinstance(url_or_client, str):
         return _target_of_url(url_or_client)
     if isinstance(url_or_client, redis.RedisCluster | redis.asyncio.RedisCluster):
@@ -158,12 +170,11 @@ def _is_tls(kind: object) -> bool:
 def _target_of_url(url: str) -> Target:
     scheme, separator, _ = url.partition("://")
     scheme = scheme.lower()
-    if not separator or scheme not in SCHEMES:
+    if not separator or scheme not in _PLAIN:
         said = shown(scheme[:20]) if separator else "one without '://'"
-        raise ConfigurationError(f"url must begin with {', '.join(f'{one}://' for one in SCHEMES)}; got {said}")
+        raise ConfigurationError(f"url must begin with {', '.join(f'{one}://' for one in _PLAIN)}; got {said}")
     try:
-        parts = urlsplit(url)
-        return _target_of_parts(scheme, parts, url)
+        return _target_of_parts(scheme, urlsplit(url))
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - urllib and redis-py raise many kinds, whose text may show the password
@@ -172,44 +183,77 @@ def _target_of_url(url: str) -> Target:
         ) from None
 
 
-def _target_of_parts(scheme: str, parts: SplitResult, url: str) -> Target:
-    plain = f"{SCHEMES[scheme]}://{url.partition('://')[2]}"
-    tls = SCHEMES[scheme] == "rediss"
-    if "+" not in scheme:
-        pool = _connections.ConnectionPool.from_url(plain)
-        return _single(_kept(pool.connection_kwargs), tls=tls)
+def _target_of_parts(scheme: str, parts: SplitResult) -> Target:
+    kind: Kind = "cluster" if "cluster" in scheme else "sentinel" if "sentinel" in scheme else "single"
+    if parts.fragment or "@" in parts.path + parts.query:  # a password with one of / ? # ends the part of the hosts
+        raise ConfigurationError("url must have special characters written as %23 and the like")
     credentials, _, hosts = parts.netloc.rpartition("@")
-    addresses = tuple(_address(host, 26379 if "sentinel" in scheme else 6379) for host in hosts.split(","))
     query = f"?{parts.query}" if parts.query else ""
-    given = _connections.ConnectionPool.from_url(f"{SCHEMES[scheme]}://{credentials}@host{query}").connection_kwargs
+    given = _connections.ConnectionPool.from_url(f"{_PLAIN[scheme]}://{credentials}@host{query}").connection_kwargs
+    if given.keys() - _known_options():
+        raise ConfigurationError("url must have no options after its '?' but those that redis-py knows")
     options = {name: value for name, value in _kept(given).items() if name not in ("host", "port")}
-    path = [unquote(part) for part in parts.path.split("/") if part]
-    if "cluster" in scheme:
-        if path not in ([], ["0"]) or options.pop("db", 0):
-            raise ConfigurationError("url must name no database: a cluster has only number 0")
-        return Target(kind="cluster", addresses=addresses, options=options, tls=tls)
-    if not 1 <= len(path) <= 2 or (len(path) == 2 and not path[1].isdecimal()):
-        raise ConfigurationError(f"url must end in the service's name, as in {scheme}://host:26379/mymaster/0")
-    if len(path) == 2:
-        options["db"] = int(path[1])
+    if _PLAIN[scheme] == "unix":
+        if hosts or not parts.path:
+            raise ConfigurationError("url must name the path of the socket, as in unix:///run/redis.sock")
+        return Target(kind="single", addresses=(), options=options | {"path": unquote(parts.path)})
+    addresses = tuple(_address(host, 26379 if kind == "sentinel" else 6379) for host in hosts.split(","))
+    if kind == "single" and len(addresses) > 1:
+        raise ConfigurationError("url must name one host; several are redis+cluster:// or redis+sentinel://")
+    service, options["db"] = _path_of(parts, kind, scheme, options.get("db", 0))
+    tls = _PLAIN[scheme] == "rediss"
+    if kind != "sentinel":
+        return Target(kind=kind, addresses=addresses, options=options, tls=tls)
     login = {name: given.get(f"sentinel_{name}") for name in ("username", "password")}
     encryption = {name: value for name, value in options.items() if name.startswith("ssl_")}
     return Target(
         kind="sentinel",
         addresses=addresses,
         options=options,
-        service=path[0],
+        service=service,
         sentinel_options=_kept(login) | encryption,
         tls=tls,
         sentinel_tls=tls,
     )
 
 
+def _path_of(parts: SplitResult, kind: Kind, scheme: str, database: int) -> tuple[str, int]:
+    """Give the service and the database that a URL names after its hosts."""
+    path = [unquote(part) for part in parts.path.split("/") if part]
+    service = ""
+    if kind == "sentinel":
+        if not path or path[0].isdecimal():
+            raise ConfigurationError(f"url must name the service, as in {scheme}://host:26379/mymaster/0")
+        service = path.pop(0)
+    if len(path) > 1 or not all(part.isdecimal() and part.isascii() for part in path) or database < 0:
+        raise ConfigurationError("url must end in the number of a database, from 0 on, or in none")
+    database = int(path[0]) if path else database
+    if kind == "cluster" and database:
+        raise ConfigurationError("url must name no database: a cluster has only number 0")
+    return service, database
+
+
+def _known_options() -> set[str]:
+    """Give the options that redis-py takes in a URL, and ours."""
+    kinds = (
+        *(_connections.ConnectionPool, _connections.AbstractConnection, _connections.Connection),
+        *(_connections.SSLConnection, _async_connections.SSLConnection, _connections.UnixDomainSocketConnection),
+    )
+    known = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    return known | {"timeout", "sentinel_username", "sentinel_password"}
+
+
 def _address(text: str, default_port: int) -> Address:
     one = urlsplit(f"//{text}")
     if not one.hostname:
-        raise ConfigurationError("url must name a host before each comma")
-    return one.hostname, one.port or default_port
+        raise ConfigurationError("url must name a host, and one before each comma")
+    try:
+        port = default_port if one.port is None else one.port
+    except ValueError:
+        port = 0
+    if not port:
+        raise ConfigurationError("url must have ports from 1 to 65535")
+    return one.hostname, port
 
 
 def node_of(target: Target, address: Address) -> Target:
