@@ -470,7 +470,9 @@ def test_those_who_leave_leave_nothing_behind_on_a_server(script_machine: Any) -
 # --- float clocks ---
 
 
-ROUNDING = "bug: logs and windows have no slack for what a float clock loses in rounding"
+ROUNDING = "bug: how far the wall clock was rounded up is not known, only that of the other clock"
+UNLUCKY = (window(1, 1), 1e9, [0.1953125, 0.17578125, 0.17578125, 0.16159043546575716])
+"""Found by many examples: rounded up where it hurts."""
 
 
 @st.composite
@@ -494,7 +496,7 @@ def obey(limiter: RateLimiter, clock: VirtualClock, pauses: Sequence[float]) -> 
     "kind",
     [
         "gcra",
-        pytest.param("log", marks=pytest.mark.xfail(strict=True, reason=ROUNDING)),
+        "log",
         pytest.param("window", marks=pytest.mark.xfail(strict=True, reason=ROUNDING)),
     ],
 )
@@ -506,4 +508,6 @@ def test_who_waits_exactly_as_long_as_told_is_admitted(kind: str) -> None:
         clock = VirtualClock(autojump=False, start=start)
         obey(RateLimiter(quota, name="model", clock=clock, wall_clock=clock), clock, pauses)
 
+    if kind == "window":
+        play = example(UNLUCKY)(play)
     play()
