@@ -88,7 +88,6 @@ class Machine:
     def __init__(self, quotas: str | Quota | Iterable[Quota], *, start: int = START) -> None:
         self.start = start
         self.moment = 0
-
         self.use(quotas)
 
     def clock(self) -> float:
@@ -246,6 +245,7 @@ class ScriptMachine(Machine):
             self._ends[name] = self.server_time + milliseconds * 1_000
 
     def reserve(self, key: str, cost: int, longest: int) -> tuple[int | None, Answer]:
+        longest = min(longest, self.limiter._longest)  # as the limiter does
         item, _ = self.ask("reserve", key, cost, str(longest))
         wait, decision = self.remote.reserved(item, longest)
         return wait, answer_of(decision)

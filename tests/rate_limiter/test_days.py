@@ -143,12 +143,7 @@ def test_days_are_as_long_as_they_are_there(timezone: str, hours: list[float], m
         assert refused.retry_after == length * 3_600 * SECOND
 
 
-def test_a_reservation_for_tomorrow_waits_as_long_as_today_lasts(
-    make: Callable[..., Machine], request: pytest.FixtureRequest
-) -> None:
-    if "script" in request.node.name:
-        reason = "bug: operations.reserve does not know the longest wait"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_reservation_for_tomorrow_waits_as_long_as_today_lasts(make: Callable[..., Machine]) -> None:
     spring, autumn = changes("Europe/Berlin")
     for change, hours in ((spring, 22), (autumn, None)):
         machine = make(window(1, 86_400, "Europe/Berlin"), change)

@@ -321,7 +321,6 @@ def test_eight_quotas_are_allowed() -> None:
     assert len(checked_quotas([Quota(n, 1) for n in range(8, 0, -1)])) == MAX_QUOTAS
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the order ignores burst and time zone; what is written first comes first")
 @pytest.mark.parametrize(
     ("one", "other"),
     [

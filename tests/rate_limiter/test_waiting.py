@@ -219,9 +219,6 @@ async def test_a_shielded_wait_does_not_mind_the_deadline_outside() -> None:
         assert await one.acquire("ann")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: the deadline of a cancelled scope is minus infinity, and no int: OverflowError"
-)
 @pytest.mark.anyio
 @pytest.mark.parametrize("spent", [True, False])
 async def test_in_a_cancelled_scope_nobody_waits_and_nothing_goes_wrong(spent: bool) -> None:
@@ -344,18 +341,7 @@ async def test_in_shadow_mode_nobody_waits() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(
-    "quota",
-    [
-        Quota(1, 1),
-        pytest.param(
-            log(1, 1),
-            marks=pytest.mark.xfail(strict=True, reason="bug: requeue forgets what was made, not what was reserved"),
-        ),
-        window(1, 1),
-    ],
-    ids=["gcra", "log", "window"],
-)
+@each_algorithm
 @pytest.mark.parametrize(
     ("gone", "expected"),
     [
@@ -642,7 +628,6 @@ async def test_threads_and_tasks_wait_in_one_line() -> None:
 # --- before a server ---
 
 
-@pytest.mark.xfail(strict=True, reason="bug: nobody caps the wait on a server, whose state does not reach so far")
 def test_nobody_waits_longer_than_an_hour_or_a_period_for_a_server_either(client: redis.Redis) -> None:
     store = RedisStore(client, budget=5)
     one = RateLimiter("1/hour", name="queue", store=store)
