@@ -153,7 +153,7 @@ function operations.requeue(rules, item, now, cost, costs)
     charge_all(rules, item, now, tonumber(units), now + wait)
     waits[#waits + 1] = string.format('%.0f', wait)
   end
-  return table.concat(waits, ',')
+  return #waits > 0 and table.concat(waits, ',') or '-'
 end
 
 function operations.reset(rules, item, now)

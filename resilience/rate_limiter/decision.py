@@ -106,7 +106,7 @@ class Rule(Protocol):
         """Give the rule in the words of the script."""
 
     def refuses(self, state: Any, cost: int) -> bool:
-        """Tell whether `state`, told by a shared store, is enough to refuse `cost` here."""
+        """Tell whether `state`, told by a shared store, is enough to answer a refusal of `cost` here."""
 
     def told(self, reply: Iterator[int], now: int, cost: int) -> tuple[Any, Standing]:
         """Read what the script told."""

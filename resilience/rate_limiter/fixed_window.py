@@ -127,7 +127,7 @@ class FixedWindow:
         return self.from_level(use, now), Standing(self.quota, room, wait, drained)
 
     def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
-        """Tell whether what is known of a shared state is enough to refuse `cost` here: it is, for this algorithm."""
+        """Tell whether what is known of a shared state is enough to answer a refusal of `cost` here: it always is."""
         return True
 
     def phase(self, now: int) -> tuple[int, int, int]:

@@ -134,7 +134,7 @@ class Gcra:
         return state, Standing(self.quota, max(0, room), wait, -(-level // self.drain))
 
     def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
-        """Tell whether what is known of a shared state is enough to refuse `cost` here: it is, for this algorithm."""
+        """Tell whether what is known of a shared state is enough to answer a refusal of `cost` here: it always is."""
         return True
 
     def _level(self, state: int, now: int) -> int:

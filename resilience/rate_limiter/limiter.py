@@ -598,7 +598,7 @@ def _call_in_run(call: Callable[..., object], function: Callable[[], object]) ->
 
 def _report(moved: Callable[[Sequence[int]], None], item: Item) -> None:
     """Report the waits of those who move up; without an answer they keep their slots."""
-    if isinstance(item.outcome, Told) and item.outcome.gave:
+    if isinstance(item.outcome, Told) and item.outcome.gave != "-":
         moved([int(wait) for wait in item.outcome.gave.split(",")])
 
 

@@ -154,14 +154,21 @@ class Space:
         """Read the clock, to the nearest microsecond: neat times are not to lose one to the last bit of a float."""
         return int((self._clock() - self._origin) * MICROSECONDS + 0.5)
 
-    def _read(self) -> tuple[int, int]:
-        """Read the clock, and tell by how many microseconds it was rounded up: 0, or 1.
+    def _read(self) -> tuple[int, list[int], int]:
+        """Read the clocks: the moment, the time that each rule goes by, and by how much it was rounded up, 0 or 1.
 
-        A refusal waits for that one too: who waits exactly `retry_after` must not come too early by a rounding.
+        A refusal waits for that microsecond too: who waits exactly `retry_after` must not come too early by a rounding.
         """
         exact = (self._clock() - self._origin) * MICROSECONDS
         now = int(exact + 0.5)
-        return now, now - int(exact + 0.1)
+        late = now - int(exact + 0.1)
+        if not self.aligned:
+            return now, [now] * len(self.rules), late
+        exact = self._wall_clock() * MICROSECONDS
+        wall = int(exact + 0.5)
+        late = max(late, wall - int(exact + 0.1))
+        wall += self.wall_offset
+        return now, [wall if aligned else now for aligned in self.aligned], late
 
     def wall(self) -> int:
         """Read the wall clock, in microseconds of the shared store's clock where there is one."""
@@ -256,8 +263,7 @@ class Space:
         """Take `cost` units by `rules`, or as many of them as there is room for if that is at least `least`."""
         if len(rules) == 1 and least is None:
             return self._at_once(key, cost, rules[0], source)
-        now, late = self._read()
-        nows = self.nows(now)
+        now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
@@ -283,8 +289,7 @@ class Space:
 
     def _at_once(self, key: str, cost: int, rule: Rule, source: Source) -> Decision:
         """Do the same for one rule, and without the lists that several need: in half the time."""
-        now, late = self._read()
-        at = self.wall() if self.aligned else now
+        now, (at,), late = self._read()
         with self._capacity:
             state = self._states.get(key, _ABSENT)
             state = self._recalled(0, key, now, at) if state is _ABSENT else rule.clamped(state, at)
@@ -304,8 +309,7 @@ class Space:
 
     def peek(self, key: str, cost: int, rules: Sequence[Rule], source: Source) -> Decision:
         """Tell what `cost` units would get, and change nothing."""
-        now, late = self._read()
-        nows = self.nows(now)
+        now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
@@ -320,8 +324,7 @@ class Space:
         self, key: str, cost: int, longest: int, rules: Sequence[Rule], source: Source
     ) -> tuple[int | None, Decision]:
         """Take `cost` units that pass within `longest` microseconds, and tell when; None and nothing if they do not."""
-        now, late = self._read()
-        nows = self.nows(now)
+        now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
@@ -412,26 +415,25 @@ class Space:
 
     def refusal(self, key: str, cost: int) -> Decision | None:
         """Give the refusal of `cost` that follows from what a shared store told of `key`; None if none does."""
-        if cost == 0 and not self._blocks:
-            return None
-        state = self._states.get(key)
         if key not in self._blocks:
-            if state is None:
+            state = self._states.get(key)
+            if state is None or cost == 0:
                 return None
             rule = self._gcra  # the common case, decided without a lock: it is one read of one number
             if rule is not None and state + cost * rule.unit - self.now() * rule.drain <= rule.capacity + rule.slack:
                 return None
-        now = self.now()
-        nows = self.nows(now)
+        now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
+            known = all(rule.refuses(state, cost) for rule, state in zip(self.rules, states, strict=True))
             standings = stand(self.rules, states, nows, cost)
-            refusing = any(
-                cost and one.wait and rule.refuses(state, cost)
-                for one, rule, state in zip(standings, self.rules, states, strict=True)
-            )
-        return refused(standings, "blocked", blocked=blocked) if blocked or refusing else None
+        # What is remembered of a log does not always tell how long this cost would have to wait.
+        if not known or not (blocked or (cost and any(one.wait for one in standings))):
+            return None
+        if any(cost > rule.most for rule in self.rules):
+            return never(self.rules, standings, "blocked")
+        return refused(standings, "blocked", blocked=blocked, late=late)
 
     def learn(self, key: str, states: Sequence[Any]) -> None:
         """Take over what a shared store said of `key`."""

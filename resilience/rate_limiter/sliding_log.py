@@ -18,8 +18,8 @@ class Log:
     """What was admitted in the last period, and what is reserved ahead: moments in order, with their weight.
 
     Attributes:
-        refused: the smallest cost that a shared store refused when it told this log; 0 if it refused none. What is
-            known of its log here does not say when a smaller cost will fit.
+        refused: the cost that a shared store refused when it told this log; 0 if it refused none. What is known of its
+            log here does not say when another cost will fit.
     """
 
     __slots__ = ("entries", "refused", "used")
@@ -173,14 +173,19 @@ class SlidingLog:
         standing = Standing(self.quota, max(0, self.capacity - used), wait, drained)
         if used == 0:
             return None, standing
-        log = Log()
-        log.add(now + (wait or drained) - self.quota.microseconds, used)
+        log, since = Log(), now - self.quota.microseconds
+        if (
+            0 < wait < drained and used > 1
+        ):  # all but one unit leaves when the call fits, the last when the log is empty
+            log.add(since + wait, used - 1)
+            used = 1
+        log.add(since + drained, used)
         log.refused = cost if wait else 0
         return log, standing
 
     def refuses(self, state: Log | None, cost: int) -> bool:
-        """Tell whether what is known of a shared log is enough to refuse `cost` here."""
-        return state is not None and 0 < state.refused <= cost
+        """Tell whether what is known of a shared log is enough to answer a call of `cost` here, if it is refused."""
+        return state is None or state.refused == cost
 
     def _used(self, state: Log | None, now: int) -> int:
         if state is None:

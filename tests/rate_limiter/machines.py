@@ -254,7 +254,7 @@ class ScriptMachine(Machine):
         item, _ = self.ask("requeue", key, back, " ".join(map(str, costs)))
         told = item.outcome
         assert isinstance(told, Told)
-        return [int(wait) for wait in told.gave.split(",")] if told.gave else []
+        return [int(wait) for wait in told.gave.split(",")] if told.gave != "-" else []
 
     # --- what the server holds ---
 

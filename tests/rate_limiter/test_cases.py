@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from resilience.rate_limiter import Quota
-from tests.rate_limiter.cases import BUGS, CASES, Case, log, window
+from tests.rate_limiter.cases import CASES, Case, log, window
 from tests.rate_limiter.machines import SECOND, Answer, Machine, ScriptMachine
 
 Make = Callable[..., Machine]
@@ -76,11 +76,7 @@ def play(machine: Machine, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_what_limiters_answer(case: Case, machine: Make, request: pytest.FixtureRequest) -> None:
-    who, reason = BUGS.get(case.name, ("", ""))
-    memory, remembering = ("[memory" in request.node.name), ("[remembering" in request.node.name)
-    if who == "all" or {"memory": memory, "server": not memory, "remembering": remembering}.get(who):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=f"bug: {reason}"))
+def test_what_limiters_answer(case: Case, machine: Make) -> None:
     play(machine(case.parsed()), case)
 
 

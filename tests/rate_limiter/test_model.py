@@ -453,7 +453,6 @@ def test_those_who_leave_leave_nothing_behind(story: tuple[Quota, list[tuple[str
     line_up(MemoryMachine(quota), quota, steps, "key")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: requeue of nobody gives no word, and the reply is misread")
 def test_those_who_leave_leave_nothing_behind_on_a_server(script_machine: Any) -> None:
     numbers = count()
 
@@ -470,7 +469,6 @@ def test_those_who_leave_leave_nothing_behind_on_a_server(script_machine: Any) -
 # --- float clocks ---
 
 
-ROUNDING = "bug: how far the wall clock was rounded up is not known, only that of the other clock"
 UNLUCKY = (window(1, 1), 1e9, [0.1953125, 0.17578125, 0.17578125, 0.16159043546575716])
 """Found by many examples: rounded up where it hurts."""
 
@@ -497,7 +495,7 @@ def obey(limiter: RateLimiter, clock: VirtualClock, pauses: Sequence[float]) -> 
     [
         "gcra",
         "log",
-        pytest.param("window", marks=pytest.mark.xfail(strict=True, reason=ROUNDING)),
+        "window",
     ],
 )
 def test_who_waits_exactly_as_long_as_told_is_admitted(kind: str) -> None:

@@ -102,12 +102,7 @@ def test_times_to_live_arrive_on_a_real_server(client: redis.Redis) -> None:
         Quota(MAX_LIMIT, 1e-6),
         Quota(MAX_LIMIT, MAX_PER),
         Quota(1, MAX_PER),
-        pytest.param(
-            Quota(1, MAX_PER, burst=MAX_LIMIT),
-            marks=pytest.mark.xfail(
-                strict=True, reason="bug: a time to live beyond 17 digits is an error of the server"
-            ),
-        ),
+        Quota(1, MAX_PER, burst=MAX_LIMIT),
         log(10_000, MAX_PER),
         log(1, 1e-6),
         window(MAX_LIMIT, 1e-6),
