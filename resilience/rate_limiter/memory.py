@@ -431,7 +431,11 @@ class Space:
                 cost and one.wait and rule.refuses(state, cost)
                 for one, rule, state in zip(standings, self.rules, states, strict=True)
             )
-        return refused(standings, "blocked", blocked=blocked) if blocked or refusing else None
+        if not blocked and not refusing:
+            return None
+        if any(cost > rule.most for rule in self.rules):
+            return never(self.rules, standings, "blocked")
+        return refused(standings, "blocked", blocked=blocked)
 
     def learn(self, key: str, states: Sequence[Any]) -> None:
         """Take over what a shared store said of `key`."""
@@ -481,6 +485,13 @@ class Space:
         with self._capacity:
             states = self._load(key, now, nows)
             return [rule.level(state, at) for rule, state, at in zip(self.rules, states, nows, strict=True)]
+
+    def take(self, key: str) -> list[int]:
+        """Give for each rule what `key` still owes, and forget it."""
+        with self._capacity:
+            levels = self.levels(key)
+            self.reset(key)
+        return levels
 
     # --- keeping ---
 
