@@ -187,6 +187,11 @@ class SyncClusterLine:
         self.sent = True  # what comes may be the next part of the same call
         return reply
 
+    def interrupt(self) -> None:
+        """Let the call that another thread makes here fail now, if it waits for a node that it knows."""
+        for line in list(self._lines.values()):
+            line.interrupt()
+
     def close(self) -> None:
         """Close all connections."""
         while self._lines:

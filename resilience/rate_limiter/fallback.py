@@ -188,6 +188,5 @@ class Fallback:
 
     def _taken(self, key: str) -> int:
         """Give the units of `key` that are owed, rounded up, and owe them no more."""
-        owed, rules = self._owed.levels(key), self._share()[1]
-        self._owed.reset(key)
+        owed, rules = self._owed.take(key), self._share()[1]
         return max(-(-level // rule.unit) for level, rule in zip(owed, rules, strict=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import select
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -297,6 +298,7 @@ class SyncLine:
         if self._connection is None:
             self._connect(deadline)
         source, digest = script()
+        _left(deadline)  # a name server may have taken so long that nobody waits any more: then nothing is charged
         self.sent = True
         try:
             if asking:
@@ -326,9 +328,16 @@ class SyncLine:
             self.close()
 
     def _ask(self, deadline: float, *command: Any) -> Any:
-        self._connection.send_command(*command, check_health=False)
         self._connection._sock.settimeout(_left(deadline))  # noqa: SLF001 - redis-py sets it once, at connecting
+        self._connection.send_command(*command, check_health=False)
         return self._connection.read_response()
+
+    def interrupt(self) -> None:
+        """Let the call that another thread makes here fail now."""
+        sock = getattr(self._connection, "_sock", None)
+        if sock is not None:
+            with suppress(OSError):  # it has just ended
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -484,6 +484,13 @@ class Space:
             states = self._load(key, now, nows)
             return [rule.level(state, at) for rule, state, at in zip(self.rules, states, nows, strict=True)]
 
+    def take(self, key: str) -> list[int]:
+        """Give for each rule what `key` still owes, and forget it."""
+        with self._capacity:
+            levels = self.levels(key)
+            self.reset(key)
+        return levels
+
     # --- keeping ---
 
     def _load(self, key: str, now: int, nows: Sequence[int]) -> list[Any]:

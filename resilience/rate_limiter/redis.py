@@ -83,6 +83,7 @@ class RedisStore(SharedStore):
         # Guards the table. No trip is made under it.
         self._table_lock = threading.RLock()
         self._loops: dict[asyncio.AbstractEventLoop, AsyncioTrips] = {}
+        self._of_the_parent: object = None
         self._threads = ThreadTrips(self)
         renew_locks_in_child(self)
 
@@ -94,6 +95,9 @@ class RedisStore(SharedStore):
         """Start afresh in a forked child: threads and connections are the parent's."""
         self.begin_anew()
         self._table_lock = threading.RLock()
+        # Kept as they are: a transport that is collected takes its socket off the selector that the child shares with
+        # the parent, who would never hear of it again.
+        self._of_the_parent = self._loops, self._of_the_parent
         self._loops = {}
         self._threads.renew_locks()
 
@@ -133,6 +137,8 @@ class RedisStore(SharedStore):
         trips = self.trips()
         if not isinstance(trips, ThreadTrips):
             await trips.close()
+        if not self._threads.is_running:
+            return
         from anyio import to_thread  # noqa: PLC0415 - beside the trips, nothing here needs anyio
 
         await to_thread.run_sync(self._threads.close)

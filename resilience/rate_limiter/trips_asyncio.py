@@ -213,6 +213,8 @@ class AsyncioTrips:
 
     def _land(self, flight: _Flight, answer: bytes | Exception) -> None:
         """Take in what a trip brought."""
+        if flight not in self._flights:  # it was abandoned
+            return
         shard, batch, line = flight.shard, flight.batch, flight.shard.line
         if flight.overdue is not None:
             flight.overdue.cancel()
@@ -287,6 +289,8 @@ class AsyncioTrips:
         line = self._shard(0).line
         answer: Any = None
         try:
+            if self._end is None:
+                await self._watch_for_the_end()
             while True:
                 step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
                 answer = await (asyncio.sleep(step) if isinstance(step, float) else self._try(line, step))
@@ -314,7 +318,17 @@ class AsyncioTrips:
         try:
             yield
         finally:
+            self._abandon_flights()
             await self._close_lines()
+
+    def _abandon_flights(self) -> None:
+        """Let nobody wait for the trips under way: that this loop ends says nothing about the store."""
+        for flight in list(self._flights):
+            if flight.overdue is not None:
+                flight.overdue.cancel()
+            flight.permit.drop()
+            self._gone(flight)
+            flight.batch.fail("closed", certain=False)
 
     async def close(self) -> None:
         """Wait for the trips under way, which end within the budget, and close all lines."""
@@ -322,6 +336,7 @@ class AsyncioTrips:
         if self._flights:
             self._landed = self._loop.create_future()
             await asyncio.wait([self._landed], timeout=self._store.budget * 2)
+            self._abandon_flights()
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
         for task in tasks:

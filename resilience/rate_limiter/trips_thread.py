@@ -73,6 +73,7 @@ class ThreadTrips:
         self._steps: Any = None
         self._next_step_at = 0.0
         self._answer: Any = None
+        self._probing: SyncLine | SyncClusterLine | None = None
 
     # --- asking ---
 
@@ -174,6 +175,9 @@ class ThreadTrips:
                         batch = pending.batches.popleft()
                         self._pending[number] = self._pending.pop(number)  # the next shard comes next
                         return partial(self._trip, number, batch)
+                if self._steps is not None and self._closing:  # it began when `close` was looking already
+                    steps, self._steps = self._steps, None
+                    return partial(self._leave_off, steps)
                 if self._steps is not None and now >= self._next_step_at:
                     return self._step
                 if self._closing or (self._steps is None and now - idle_since >= IDLE):
@@ -223,6 +227,8 @@ class ThreadTrips:
     def _step(self, lines: _Lines) -> None:
         """Do what the steps say: sleep, or make a call and report what came of it."""
         steps = self._steps
+        if steps is None:  # closed meanwhile
+            return
         try:
             step = steps.throw(self._answer) if isinstance(self._answer, Exception) else steps.send(self._answer)
         except BaseException as error:
@@ -238,12 +244,20 @@ class ThreadTrips:
         else:
             self._answer, self._next_step_at = self._try(lines, step), 0.0
 
-    @staticmethod
-    def _try(lines: _Lines, call: Call) -> bytes | Exception:
+    def _leave_off(self, steps: Any, lines: _Lines) -> None:
+        """Let somebody else look after the store: this thread ends."""
+        del lines
+        steps.close()
+        self._store.end_recovery()
+
+    def _try(self, lines: _Lines, call: Call) -> bytes | Exception:
+        line = self._probing = lines.of(call.shard)
         try:
-            return lines.of(call.shard).call(call.keys, call.arguments, call.seconds)
+            return line.call(call.keys, call.arguments, call.seconds)
         except Exception as error:  # noqa: BLE001 - it is what the steps want to know
             return error
+        finally:
+            self._probing = None
 
     # --- the end ---
 
@@ -251,7 +265,12 @@ class ThreadTrips:
         """Start afresh in a forked child: the thread is the parent's, and so are the callers."""
         self._work = threading.Condition()
         self._pending.clear()
-        self._thread = self._steps = self._answer = None
+        self._thread = self._steps = self._answer = self._probing = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None
 
     def close(self) -> None:
         """End the thread after the trips that callers wait for; blocks for as long as one trip takes."""
@@ -263,6 +282,9 @@ class ThreadTrips:
             with suppress(ValueError):  # the thread is in the middle of it, and closes it itself
                 steps.close()
             self._store.end_recovery()
+            probing = self._probing
+            if probing is not None:  # nobody waits for it, and it may take longer than whoever closes wants to
+                probing.interrupt()
         if thread is not None and thread is not threading.current_thread():
             thread.join(self._store.budget * 2 + PATIENCE)
 
