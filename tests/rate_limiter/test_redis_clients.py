@@ -25,7 +25,7 @@ from resilience import ConfigurationError
 from resilience.events import Event, subscribe
 from resilience.rate_limiter import RateLimiter, RedisStore
 from resilience.testing.servers import RedisServer, find_redis_servers
-from tests.rate_limiter.trouble import SLOW_QUOTA, WAYS, Caller, close_and_check, run
+from tests.rate_limiter.trouble import PATIENT, SLOW_QUOTA, WAYS, Caller, close_and_check, run
 
 SECRET = "p@ss w/rd:%?#"
 
@@ -67,7 +67,7 @@ def test_a_clients_settings_are_taken_over_and_its_connections_are_left_alone(
     way: str, client: str, any_redis: RedisServer
 ) -> None:
     given = CLIENTS[client](any_redis.port)
-    store = RedisStore(given, prefix="clients")
+    store = RedisStore(given, prefix="clients", budget=PATIENT)
     run(way, use, way, store, any_redis)
     assert not getattr(given.connection_pool, "_available_connections", None) or client.endswith("blocking pool")
 
@@ -79,8 +79,14 @@ def test_a_unix_socket(way: str, redis_binary: Path, tmp_path: Path) -> None:
     )  # a socket's path must be short
     try:
         with RedisServer(redis_binary, tmp_path, options={"unixsocket": str(path)}) as server:
-            run(way, use, way, RedisStore(f"unix://{path}?db=2"), server)
-            run(way, use, way, RedisStore(redis.Redis(unix_socket_path=str(path)), prefix="client"), server)
+            run(way, use, way, RedisStore(f"unix://{path}?db=2", budget=PATIENT), server)
+            run(
+                way,
+                use,
+                way,
+                RedisStore(redis.Redis(unix_socket_path=str(path)), prefix="client", budget=PATIENT),
+                server,
+            )
     finally:
         path.unlink(missing_ok=True)
 
@@ -117,7 +123,7 @@ def test_a_password_opens_the_server_and_is_never_shown(way: str, redis_binary: 
     with everything_said() as said, RedisServer(redis_binary, tmp_path, options=options) as server:
         server.password = SECRET
         for given in (server.url, redis.Redis(port=server.port, password=SECRET)):
-            store = RedisStore(given, prefix="secret")
+            store = RedisStore(given, prefix="secret", budget=PATIENT)
             said.append(f"{store!r} {store.target!r} {RateLimiter(SLOW_QUOTA, name='shown', store=store)!r}")
             run(way, use, way, store, server)
             server.command("FLUSHALL")
@@ -152,7 +158,7 @@ def test_no_key_leaves_the_process_unless_it_is_told_to(way: str, any_redis: Red
         async def test() -> None:
             caller = Caller(way)
             for name, hash_keys in (("yes", True), ("secret", b"secret"), ("other", b"another"), ("plain", False)):
-                store = RedisStore(any_redis.url, prefix=name)
+                store = RedisStore(any_redis.url, prefix=name, budget=PATIENT)
                 limiter = RateLimiter("10/hour; 20/day", name="same", store=store, hash_keys=hash_keys)
                 for operation, *arguments in (("try_acquire",), ("at_most",), ("peek",), ("refund",), ("block", 1.0)):
                     await caller.ask(limiter, operation, "alice@example.org", *arguments)

@@ -22,6 +22,7 @@ from resilience.rate_limiter import RateLimiter, RedisStore
 from resilience.testing.servers import RedisServer, TcpProxy
 from tests.rate_limiter.trouble import (
     LATE,
+    PATIENT,
     SLOW_QUOTA,
     WAYS,
     Caller,
@@ -42,7 +43,7 @@ def used(limiter: RateLimiter, key: str = "key") -> int:
 
 def test_loops_come_and_go_and_sync_code_goes_on_between_them(any_redis: RedisServer) -> None:
     """Nothing belongs to a loop that has ended: no error, no connection, no memory."""
-    store = RedisStore(any_redis.url, prefix="loops")
+    store = RedisStore(any_redis.url, prefix="loops", budget=PATIENT)
     limiter = RateLimiter(SLOW_QUOTA, name="api", store=store)
     loops = []
 
@@ -65,7 +66,7 @@ def test_loops_come_and_go_and_sync_code_goes_on_between_them(any_redis: RedisSe
 
 
 def test_loops_of_several_threads_share_one_store(any_redis: RedisServer) -> None:
-    store = RedisStore(any_redis.url, prefix="threads")
+    store = RedisStore(any_redis.url, prefix="threads", budget=PATIENT)
     limiter = RateLimiter(SLOW_QUOTA, name="api", store=store)
 
     async def call() -> None:
@@ -90,7 +91,7 @@ def test_loops_of_several_threads_share_one_store(any_redis: RedisServer) -> Non
 
 def test_a_loop_that_is_closed_without_a_word_costs_the_next_one_nothing(any_redis: RedisServer) -> None:
     """As in a program that makes a loop for each request and never ends its generators."""
-    store = RedisStore(any_redis.url, prefix="loops")
+    store = RedisStore(any_redis.url, prefix="loops", budget=PATIENT)
     limiter = RateLimiter(SLOW_QUOTA, name="api", store=store)
     loops = []
     for _ in range(3):
@@ -112,7 +113,7 @@ def test_nothing_is_left_of_a_store_that_was_closed(way: str, any_redis: RedisSe
 
     async def test() -> None:
         caller = Caller(way)
-        store = RedisStore(any_redis.url, prefix="closed")
+        store = RedisStore(any_redis.url, prefix="closed", budget=PATIENT)
         async with RateLimiter(SLOW_QUOTA, name="api", store=store) as limiter:
             for _ in range(3):
                 await caller.ask_at_once(limiter, 200, "try_acquire", "key")
