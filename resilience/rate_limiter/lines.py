@@ -69,7 +69,9 @@ class Refused(Exception):  # noqa: N818 - what the server did, not what went wro
 
     def __init__(self, answer: str) -> None:
         super().__init__(answer)
-        self.code = answer.partition(" ")[0]
+        # Redis 6 begins the script on a replica, and says at its first write, which fails like all: "ERR Error running
+        # script (call to f_...): @user_script:17: @user_script: 17: -READONLY You can't write against ..."
+        self.code = "READONLY" if " -READONLY " in answer else answer.partition(" ")[0]
 
     @classmethod
     def of(cls, error: ResponseError) -> Refused:
@@ -283,7 +285,9 @@ class SyncLine:
         try:
             try:
                 return self._call(keys, arguments, deadline, asking=asking)
-            except ReadOnlyError:
+            except ResponseError as error:
+                if not isinstance(error, ReadOnlyError) and Refused.of(error).code != "READONLY":
+                    raise
                 self.close()
                 return self._call(keys, arguments, deadline, asking=asking)
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""Which node of a cluster has a key, and what follows from the answers of nodes. Pure: it says what to do, lines do it.
+"""Which node of a cluster has a key, and what follows from the answers of nodes. It says what to do; lines do it.
 
 redis-py has clients of a cluster, which are not used. They ask for the allowance to follow a move on another connection
 than the call that needs it, close all connections when one node fails, give up a slot that moves after sixteen tries in

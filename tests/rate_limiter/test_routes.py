@@ -140,10 +140,15 @@ def test_two_nodes_that_send_us_to_each_other_do_not_do_so_for_ever() -> None:
 
 
 def test_what_may_have_been_run_is_never_sent_again() -> None:
-    story = Story(Routes([A]), answers(ConnectionResetError()))
+    """Not even to a new owner, who may have got it with the data of the old one."""
+    slots: Any = [HALVES, [[0, 16383, [b"10.0.0.3", 3]]]]
+    calls = answers(ConnectionResetError(), b"next call")
+    story = Story(Routes([A]), lambda step: slots.pop(0) if isinstance(step, Slots) else calls(step))
     with pytest.raises(ConnectionResetError):
         story.call()
     assert story.addresses() == [OWNER]
+    assert story.call() == b"next call"
+    assert story.addresses() == [OWNER, C]
 
 
 @pytest.mark.parametrize("code", ["OOM", "NOPERM", "ERR", "READONLY", "CROSSSLOT"])
@@ -169,6 +174,8 @@ def test_a_node_that_is_down_and_was_not_replaced_is_an_error_at_once() -> None:
         story.call()
     assert story.addresses() == [OWNER]
     assert not any(isinstance(step, float) for step in story.asked)
+    asked = [step.address for step in story.asked if isinstance(step, Slots)]
+    assert asked == [A, OTHER]  # not the one that is down, if another can tell
 
 
 def test_first_nodes_that_do_not_know_are_passed_over_and_asked_last_from_then_on() -> None:
