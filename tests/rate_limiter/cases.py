@@ -690,6 +690,17 @@ SEVERAL = [
         ],
     ),
     Case(
+        "a pace that another rule makes wait goes on from the slot",
+        [Quota(1, 1), window(2, 60)],
+        [
+            (0, "acquire 1", "ok left 0 of 1"),
+            (1, "acquire 1", "ok left 0"),
+            (1, "reserve 1 in 60", "ok wait 59 left 0"),
+            (1, "reserve 1 in 60", "ok wait 60 left 0"),
+            (61, "acquire 1", "X left 0 retry 59 of 2"),
+        ],
+    ),
+    Case(
         "a log stays in order when calls pass before what was reserved",
         [log(2, 10), window(2, 60)],
         [
