@@ -678,6 +678,40 @@ SEVERAL = [
         ],
     ),
     Case(
+        "a window that another rule makes wait is that of the slot",
+        [window(2, 1), window(3, 60)],
+        [
+            (0, "acquire 2", "ok left 0 of 2"),
+            (1, "acquire 1", "ok left 0 of 3"),
+            (1, "reserve 1 in 60", "ok wait 59 left 0"),
+            (1, "reserve 1 in 60", "ok wait 59 left 0"),
+            (1, "reserve 1 in 60", "ok wait 60 left 0"),
+            (61.5, "acquire 1", "X left 0 retry 58.5 of 3"),
+        ],
+    ),
+    Case(
+        "a pace that another rule makes wait goes on from the slot",
+        [Quota(1, 1), window(2, 60)],
+        [
+            (0, "acquire 1", "ok left 0 of 1"),
+            (1, "acquire 1", "ok left 0"),
+            (1, "reserve 1 in 60", "ok wait 59 left 0"),
+            (1, "reserve 1 in 60", "ok wait 60 left 0"),
+            (61, "acquire 1", "X left 0 retry 59 of 2"),
+        ],
+    ),
+    Case(
+        "a log stays in order when calls pass before what was reserved",
+        [log(2, 10), window(2, 60)],
+        [
+            (0, "acquire 2", "ok left 0 of 2"),
+            (0, "reserve 1 in 60", "ok wait 60 left 0"),
+            (0, "refund 2", "ok left 1 of 2"),
+            (0, "acquire 1", "ok left 0 reset 70"),
+            (1, "acquire 1", "X left 0 retry 69 reset 69"),
+        ],
+    ),
+    Case(
         "two logs and two windows each count for themselves",
         [log(2, 1), log(3, 10), window(4, 60), window(5, 3_600)],
         [
