@@ -57,7 +57,7 @@ async def go_through_an_outage(  # noqa: PLR0917
     way: str, quota: Quota, prefix: str, forgets: bool, server: RedisServer, proxy: TcpProxy
 ) -> None:
     caller = Caller(way)
-    stores = [RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix=prefix) for _ in range(STORES)]
+    stores = [RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix=prefix, budget=1.0) for _ in range(STORES)]
     limiters = [RateLimiter(quota, name=f"api {prefix}", store=store) for store in stores]
     with events_of(f"api {prefix}") as events:
         await meet(stores, limiters, caller)
@@ -138,7 +138,7 @@ def test_an_empty_server_does_not_make_instances_forget_each_other(
 
     async def test() -> None:
         caller = Caller("asyncio")
-        stores = [RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix="flap") for proxy in proxies]
+        stores = [RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix="flap", budget=1.0) for proxy in proxies]
         limiters = [RateLimiter(Quota(100, 86_400.0), name="api", store=store) for store in stores]
         await meet(stores, limiters, caller)
         for proxy in proxies:

@@ -173,7 +173,7 @@ def test_a_loop_that_ends_with_the_outages_first_call_leaves_no_recovery_behind(
     """Whoever looked after the store has gone before it began: the next loop, or sync code, does it."""
     proxy = tcp_proxy(any_redis.port)
     proxy.refuse()
-    stores = [RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix="ends") for _ in range(3)]
+    stores = [RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix="ends", budget=1.0) for _ in range(3)]
     limiters = [RateLimiter(SLOW_QUOTA, name="api", store=store) for store in stores]
 
     async def call(limiter: RateLimiter) -> None:
@@ -231,7 +231,7 @@ def test_outages_do_not_add_connections(any_redis: RedisServer, tcp_proxy: Calla
     proxy = tcp_proxy(any_redis.port)
 
     async def test() -> None:
-        store = RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix="connections")
+        store = RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix="connections", budget=1.0)
         limiter = RateLimiter(SLOW_QUOTA, name="api", store=store)
         for _ in range(2):
             await limiter.try_acquire("key")
@@ -253,7 +253,7 @@ FORK = """
     from resilience.rate_limiter import Quota, RateLimiter, RedisStore
 
     disable_logging()
-    store = RedisStore(sys.argv[1], prefix="fork")
+    store = RedisStore(sys.argv[1], prefix="fork", budget=1.0)
     limiter = RateLimiter(Quota(1000, 86_400.0), name="api", store=store)
 
     def child():
