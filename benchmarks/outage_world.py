@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from random import Random
-from types import SimpleNamespace
 from typing import Any, Final, Literal
-from unittest.mock import patch
 
-from resilience import CircuitBreaker, Decision, Quota
+from resilience import Decision, Quota
 from resilience.clock import Clock
-from resilience.rate_limiter import store as store_room
 from resilience.rate_limiter.batch import Batch, Limiter, Request
 from resilience.rate_limiter.fallback import Fallback, FallbackPolicy
 from resilience.rate_limiter.gcra import Gcra
@@ -43,13 +39,6 @@ class VirtualTime:
         return self.now
 
 
-@contextmanager
-def virtual(clock: Clock) -> Iterator[None]:
-    """Let stores read `clock` where they would read the monotonic one, which they have no argument for."""
-    with patch.object(store_room, "time", SimpleNamespace(monotonic=clock)):
-        yield
-
-
 # --- Redis ---
 
 
@@ -60,7 +49,7 @@ class Redis:
         quota: the only one that it is asked about.
         outages: when it is out of reach, in order.
         loses_data: whether it comes back empty.
-        freezes: whether it takes what it is sent and never answers, instead of refusing connections.
+        freezes: whether it does what it is told and never answers, instead of refusing connections.
     """
 
     def __init__(
@@ -83,6 +72,15 @@ class Redis:
                 self._instances.clear()
         return bool(self._outages) and self._outages[0][0] <= self._clock()
 
+    def ask(self, keys: Sequence[str], arguments: Sequence[str | int]) -> bytes | Exception:
+        """Make a call; give the reply, or the error that comes instead of one."""
+        if not self.down():
+            return self.call(keys, arguments)
+        if not self.freezes:
+            return ConnectionRefusedError()
+        self.call(keys, arguments)  # nobody will know
+        return TimeoutError()
+
     def call(self, keys: Sequence[str], arguments: Sequence[str | int]) -> bytes:
         """Do what `decide.lua` does for these operations: acquire and replay, and note who lives."""
         now = int(self._clock() * 1e6) + 10**15  # no clock of an instance
@@ -104,9 +102,7 @@ class Redis:
             if gave:
                 state = rule.charge(state, now, gave * cost, now)
         elif operation == "replay":
-            debt, floor = map(int, extra.split())
-            level = rule.level(state, now)
-            state = rule.from_level(max(level, min(max(level + debt, floor), rule.capacity)), now)
+            state = rule.from_level(max(rule.level(state, now), min(int(extra), rule.capacity)), now)
             gave = 1
         else:
             raise ValueError(f"not simulated: {operation}")
@@ -130,7 +126,7 @@ class Redis:
 class ShareForgotten(Fallback):
     """The share of a limit, going on from what was known of a key; what it admits is not charged afterwards."""
 
-    def debts(self, limiter: Limiter, max_batch: int) -> Iterator[tuple[Batch, int]]:  # noqa: ARG002 - there are none
+    def debts(self, limiter: Limiter, max_batch: int) -> Iterator[Batch]:  # noqa: ARG002 - there are none
         """Owe nothing."""
         return iter(())
 
@@ -184,21 +180,20 @@ POLICIES: Final = (
 # --- instances ---
 
 
-class _Store(SharedStore):
-    """A store whose breaker goes by virtual time and a seed."""
-
-    def __init__(self, clock: Clock, rng: Random) -> None:
-        target = target_of("redis://simulated.invalid:6379/0")
-        super().__init__(target, prefix="simulated", budget=0.25, max_batch=128)
-        self.breaker = CircuitBreaker(self.breaker.name, self.breaker.config, clock=clock, rng=rng)
-
-
 class Instance:
     """One instance of the program: a store object, and one limiter on it."""
 
     def __init__(self, world: World, policy: Policy, quota: Quota) -> None:
         self.gone = False
-        self.store = _Store(world.clock, world.rng)
+        self.store = SharedStore(
+            target_of("redis://simulated.invalid:6379/0"),
+            prefix="simulated",
+            budget=0.25,
+            max_batch=128,
+            instances=world.assumed,
+            clock=world.clock,
+            rng=world.rng,
+        )
         self._world = world
         teller, clock, named = Teller("simulated", world.clock), world.clock, policy.name_in_library
         options: dict[str, Any] = {"teller": teller, "policy": named, "clock": clock, "wall_clock": clock}
@@ -211,7 +206,7 @@ class Instance:
         if not self.store.reachable:
             self._look_after_store()
             return self._remote.fallback.decide(key, cost).allowed
-        if self._remote.locally(key, cost) is not None:
+        if self._remote.space.refusal(key, cost) is not None:
             return False
         batch = Batch(0.0)
         item, caller = batch.join(Request(self._remote, "acquire", key, cost), None)
@@ -224,13 +219,12 @@ class Instance:
             batch.fail(self.store.cause, certain=True)
             return
         keys, arguments, refreshing = self.store.encode(0, batch)
-        redis = self._world.redis
-        if redis.down():
-            error = TimeoutError() if redis.freezes else ConnectionRefusedError()
-            self.store.fail(permit, error, batch, certain=not redis.freezes)
+        reply = self._world.redis.ask(keys, arguments)
+        if isinstance(reply, Exception):
+            self.store.fail(permit, reply, batch, certain=not isinstance(reply, TimeoutError))
             self._look_after_store()
         else:
-            self.store.settle(permit, redis.call(keys, arguments), batch, self._world.clock(), refreshing=refreshing)
+            self.store.settle(permit, reply, batch, shard=0, ago=0.0, refreshing=refreshing)
 
     def _look_after_store(self) -> None:
         if self.store.needs_recovery() and (steps := self.store.claim_recovery()) is not None:
@@ -243,14 +237,24 @@ class World:
     Args:
         instances: how many there are at the beginning.
         redis: what they share.
+        assumed: how many there are in the eyes of one that Redis has never told.
         rng: for the jitter of probes.
     """
 
     def __init__(
-        self, policy: Policy, quota: Quota, *, instances: int, clock: VirtualTime, redis: Redis, rng: Random
+        self,
+        policy: Policy,
+        quota: Quota,
+        *,
+        instances: int,
+        assumed: int,
+        clock: VirtualTime,
+        redis: Redis,
+        rng: Random,
     ) -> None:
         self.clock = clock
         self.redis = redis
+        self.assumed = assumed
         self.rng = rng
         self.instances: list[Instance] = []
         self._policy = policy
@@ -285,14 +289,11 @@ class World:
             except StopIteration:
                 instance.store.end_recovery()
                 return
-            if not isinstance(step, Call):
-                answer, taken = None, step
-            elif not self.redis.down():
-                answer, taken = self.redis.call(step.keys, step.arguments), 0.0
-            elif self.redis.freezes:
-                answer, taken = TimeoutError(), step.seconds
+            if isinstance(step, Call):
+                answer = self.redis.ask(step.keys, step.arguments)
+                taken = step.seconds if isinstance(answer, TimeoutError) else 0.0
             else:
-                answer, taken = ConnectionRefusedError(), 0.0
+                answer, taken = None, step
             if taken:
                 error = answer if isinstance(answer, Exception) else None
                 heapq.heappush(self._due, (self.clock() + taken, next(self._number), instance, steps, error))
@@ -301,13 +302,13 @@ class World:
 
 Balance = Literal["even", "uneven"]
 HOT: Final = 0.8
-"""Share of the calls that goes to one instance when the balance is uneven."""
+"""Share of the calls for a key that goes to one instance when the balance is uneven; each key has another."""
 
 
-def routed(pick: float, instances: int, balance: Balance) -> int:
-    """Give the instance that gets a call, by a number from 0 up to 1."""
+def routed(pick: float, instances: int, balance: Balance, key: int = 0) -> int:
+    """Give the instance that gets a call for a key, by a number from 0 up to 1."""
     if balance == "even" or instances == 1:
         return int(pick * instances)
     if pick < HOT:
-        return 0
-    return 1 + int((pick - HOT) / (1 - HOT) * (instances - 1))
+        return key % instances
+    return (key + 1 + int((pick - HOT) / (1 - HOT) * (instances - 1))) % instances

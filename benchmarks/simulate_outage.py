@@ -22,7 +22,7 @@ from random import Random
 from typing import Any, Final
 
 from outage_plot import draw
-from outage_world import POLICIES, Balance, Outage, Policy, Redis, VirtualTime, World, routed, virtual
+from outage_world import POLICIES, Balance, Outage, Policy, Redis, VirtualTime, World, routed
 
 from resilience import Quota
 from resilience.events import disable_logging
@@ -50,12 +50,15 @@ class Scenario:
         limit, per, burst: the quota.
         offered: what is asked for, as a multiple of the limit's rate.
         phases: seconds healthy, without Redis, and healthy again, and so on.
+        evens_out: whether the balance is even from the moment on at which Redis is lost.
         costs: of the calls, equally often.
         scaled: how many instances there are from the middle of the outage on.
         every: seconds between two moments at which calls come; 0 is at any moment.
         begins: the second of the first call for the limited key.
         busy_before: whether the instances serve other keys until then.
-        strangers: whether instances may know of nobody else when Redis is lost.
+        keys: how many are limited and asked for equally often, each by its own quota.
+        unheard: whether no instance has reached Redis before it is lost.
+        assumed: how many instances there are in the eyes of one that Redis has never told.
     """
 
     key: str
@@ -69,12 +72,15 @@ class Scenario:
     loses_data: bool = False
     freezes: bool = False
     balance: Balance = "even"
+    evens_out: bool = False
     costs: tuple[int, ...] = (1,)
     scaled: int | None = None
     every: float = 0.0
     begins: float = 0.0
     busy_before: bool = False
-    strangers: bool = False
+    keys: int = 1
+    unheard: bool = False
+    assumed: int = 1
 
     @property
     def quota(self) -> Quota:
@@ -102,6 +108,12 @@ class Scenario:
         edges = list(accumulate(self.phases))
         return tuple(zip(edges[::2], edges[1::2], strict=False))
 
+    def shares(self) -> float:
+        """Give the sum of what the instances take for their share in an outage, 1 at least."""
+        knowing = 0 if self.unheard else self.instances
+        unknowing = max(self.scaled or 0, self.instances) - knowing
+        return max(1.0, bool(knowing) + unknowing / self.assumed)
+
     def bound(self) -> float:
         """Give the units above burst + rate x W that a window of any length W may hold at most, as documented."""
         lasts = max(end - begin for begin, end in self.outages)
@@ -109,9 +121,7 @@ class Scenario:
         # The limit once more when Redis is lost and once more when it is back, and both at a time until all noticed.
         each = 2 * self.burst + self.rate * noticing
         each += max(0, self.instances - self.burst)  # a share is one unit at least
-        each += self.instances * max(self.costs) * self.freezes  # trips that may have been charged, or not
-        newborn = max(0, (self.scaled or 0) - self.instances) + (self.instances - 1) * self.strangers
-        each += newborn * (self.burst + self.rate * (lasts + noticing))  # they know of nobody else
+        each += (self.shares() - 1) * (self.burst + self.rate * (lasts + noticing))
         return len(self.outages) * each
 
 
@@ -138,13 +148,31 @@ SCENARIOS: Final = (
     ),
     Scenario(key="uneven", title="saturated; one of 8 instances gets 80 % of the calls", balance="uneven"),
     Scenario(key="uneven-moderate", title="the same; 0.8 of the limit is asked for", balance="uneven", offered=0.8),
+    Scenario(
+        key="uneven-keys",
+        title="the same; 16 keys, each mostly asked for at another instance; tau / 2; Redis loses its data",
+        balance="uneven",
+        offered=0.8,
+        keys=16,
+        phases=(60.0, 5.0, 60.0),
+        loses_data=True,
+    ),
+    Scenario(
+        key="evened-out",
+        title="saturated; 4 keys, each mostly asked for at another instance until Redis is lost, then evenly",
+        balance="uneven",
+        evens_out=True,
+        keys=4,
+    ),
     Scenario(key="costs", title="calls cost 1, 2 or 5", costs=(1, 2, 5), offered=40.0),
     Scenario(key="too-large", title="calls cost 1 or 10; a share holds 5", costs=(1, 10), offered=40.0),
-    Scenario(key="frozen", title="Redis hangs instead of refusing", freezes=True),
+    Scenario(key="frozen", title="Redis hangs instead of refusing, and does what it is told", freezes=True),
     Scenario(key="new-key", title="a key is first used 5 s before Redis is back", begins=115.0, busy_before=True),
     Scenario(key="halved", title="8 instances become 4 in mid-outage", scaled=4),
     Scenario(key="doubled", title="8 instances become 16 in mid-outage", scaled=16),
-    Scenario(key="born", title="all 8 instances are started in mid-outage", begins=90.0, strangers=True),
+    Scenario(key="doubled-told", title="the same; the new ones are told instances=16", scaled=16, assumed=16),
+    Scenario(key="born", title="all 8 instances are started in mid-outage", begins=90.0, unheard=True),
+    Scenario(key="born-told", title="the same; they are told instances=8", begins=90.0, unheard=True, assumed=8),
     Scenario(
         key="flapping",
         title="Redis comes back for 4 s, then for 8 s, without data",
@@ -156,16 +184,14 @@ SCENARIOS: Final = (
         title="Redis comes back for 2 s, without data",
         phases=(60.0, 60.0, 2.0, 30.0, 60.0),
         loses_data=True,
-        strangers=True,
     ),
     Scenario(
         key="slow",
-        title="1 per minute, burst 8: trips rarer than the lease of an instance",
+        title="1 per minute, burst 8",
         limit=1,
         per=60.0,
         burst=8,
         phases=(3_600.0, 3_600.0, 3_600.0),
-        strangers=True,
     ),
     Scenario(
         key="small-burst", title="a burst of 10 for 100 instances", instances=100, limit=2, burst=10, offered=120.0
@@ -210,10 +236,10 @@ def quick(scenario: Scenario) -> Scenario:
 # --- one run ---
 
 
-KEY: Final = "everybody"
-OTHERS: Final = "somebody else"
+OTHERS: Final = -1
+"""The key of calls that serve only to keep instances busy."""
 
-Call = tuple[float, str, float, int]
+Call = tuple[float, int, float, int]
 """When, for which key, to which instance (0 up to 1), and its cost."""
 
 
@@ -221,64 +247,62 @@ def calls_of(scenario: Scenario, seed: int) -> Iterator[Call]:
     """Give the calls of a story, at random moments."""
     rng = Random(f"{seed} {scenario.key}")
     mean_cost = sum(scenario.costs) / len(scenario.costs)
-    per_second = scenario.offered * scenario.rate / mean_cost
+    per_second = scenario.offered * scenario.rate * scenario.keys / mean_cost
     at = 0.0 if scenario.busy_before else scenario.begins
     while (at := at + rng.expovariate(per_second)) < scenario.seconds:
         moment = at - at % scenario.every if scenario.every else at
-        yield moment, OTHERS if at < scenario.begins else KEY, rng.random(), rng.choice(scenario.costs)
+        pick, cost = rng.random(), rng.choice(scenario.costs)
+        key = rng.randrange(scenario.keys) if scenario.keys > 1 else 0
+        yield moment, OTHERS if at < scenario.begins else key, pick, cost
 
 
 Admitted = list[tuple[float, int]]
-"""When, and the cost."""
+"""When, and the cost: what was admitted of one key."""
 
 
-def simulate(scenario: Scenario, policy: Policy, calls: Iterable[Call], seed: int) -> Admitted:
-    """Let one program live through one story; give what it admitted."""
+def simulate(scenario: Scenario, policy: Policy, calls: Iterable[Call], seed: int) -> list[Admitted]:
+    """Let one program live through one story; give what it admitted of each key."""
     clock = VirtualTime()
     start = clock()
     outages = [(start + begin, start + end) for begin, end in scenario.outages]
     redis = Redis(scenario.quota, clock, outages, loses_data=scenario.loses_data, freezes=scenario.freezes)
     scaling_at = sum(scenario.outages[0]) / 2 if scenario.scaled is not None else inf
-    admitted: Admitted = []
-    with virtual(clock):
-        world = World(
-            policy,
-            scenario.quota,
-            instances=scenario.instances,
-            clock=clock,
-            redis=redis,
-            rng=Random(f"{seed} jitter"),
-        )
-        for at, key, pick, cost in calls:
-            world.advance(start + at)
-            if at >= scaling_at and scenario.scaled is not None:
-                world.scale(scenario.scaled)
-                scaling_at = inf
-            instance = world.instances[routed(pick, len(world.instances), scenario.balance)]
-            if instance.allows(key, cost) and key == KEY:
-                admitted.append((at, cost))
+    admitted: list[Admitted] = [[] for _ in range(scenario.keys)]
+    world = World(
+        policy,
+        scenario.quota,
+        instances=scenario.instances,
+        assumed=scenario.assumed,
+        clock=clock,
+        redis=redis,
+        rng=Random(f"{seed} jitter"),
+    )
+    for at, key, pick, cost in calls:
+        world.advance(start + at)
+        if at >= scaling_at and scenario.scaled is not None:
+            world.scale(scenario.scaled)
+            scaling_at = inf
+        balance = "even" if scenario.evens_out and at >= scenario.outages[0][0] else scenario.balance
+        instance = world.instances[routed(pick, len(world.instances), balance, key)]
+        if instance.allows(f"key {key}", cost) and key != OTHERS:
+            admitted[key].append((at, cost))
     return admitted
 
 
-def ideal(scenario: Scenario, calls: Iterable[Call]) -> Admitted:
-    """Give what one limiter admits that all share and that never fails."""
+def ideal(scenario: Scenario, calls: Iterable[Call]) -> int:
+    """Give the units that one limiter admits that all share and that never fails."""
     rule = Gcra.of(scenario.quota)
-    state = rule.empty
-    admitted: Admitted = []
+    states = [rule.empty] * scenario.keys
+    admitted = 0
     for at, key, _, cost in calls:
         now = int(at * 1e6)
-        if key == KEY and rule.wait(state, now, cost) == 0:
-            state = rule.charge(state, now, cost, now)
-            admitted.append((at, cost))
+        if key != OTHERS and rule.wait(states[key], now, cost) == 0:
+            states[key] = rule.charge(states[key], now, cost, now)
+            admitted += cost
     return admitted
 
 
 # --- what came of it ---
-
-
-def units(admitted: Admitted) -> int:
-    """Sum the costs."""
-    return sum(cost for _, cost in admitted)
 
 
 def peak(admitted: Admitted, window: float) -> int:
@@ -321,7 +345,7 @@ def trailing(admitted: Admitted, window: float, seconds: float) -> list[int]:
 def told(scenario: Scenario, seed: int) -> dict[str, Any]:
     """Run one story under every policy; give its record as it goes into the JSON file."""
     calls = list(calls_of(scenario, seed))
-    best = units(ideal(scenario, calls))
+    best = ideal(scenario, calls)
     return {
         "key": scenario.key,
         "title": scenario.title,
@@ -330,7 +354,7 @@ def told(scenario: Scenario, seed: int) -> dict[str, Any]:
         "window": scenario.window,
         "seconds": scenario.seconds,
         "outages": scenario.outages,
-        "offered": sum(cost for _, key, _, cost in calls if key == KEY),
+        "offered": sum(cost for _, key, _, cost in calls if key != OTHERS),
         "ideal": best,
         "legal": scenario.burst + round(scenario.rate * scenario.window),
         "bound": round(scenario.bound(), 3),
@@ -341,16 +365,17 @@ def told(scenario: Scenario, seed: int) -> dict[str, Any]:
     }
 
 
-def judged(scenario: Scenario, admitted: Admitted, best: int) -> dict[str, Any]:
-    """Give what came of one policy."""
+def judged(scenario: Scenario, admitted: Sequence[Admitted], best: int) -> dict[str, Any]:
+    """Give what came of one policy: in all, and of the key that fared worst."""
+    units = sum(cost for key in admitted for _, cost in key)
     found: dict[str, Any] = {
-        "admitted": units(admitted),
-        "ratio": round(units(admitted) / best, 4),
-        "peak": peak(admitted, scenario.window),
-        "excess": round(excess(admitted, scenario.rate, scenario.burst), 3),
+        "admitted": units,
+        "ratio": round(units / best, 4),
+        "peak": max(peak(key, scenario.window) for key in admitted),
+        "excess": round(max(excess(key, scenario.rate, scenario.burst) for key in admitted), 3),
     }
     if scenario.key == DRAWN:
-        found["trailing"] = trailing(admitted, scenario.window, scenario.seconds)
+        found["trailing"] = trailing(admitted[0], scenario.window, scenario.seconds)
     return found
 
 

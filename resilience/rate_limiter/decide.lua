@@ -25,7 +25,8 @@ local function load_item(rules, first_key, now)
   for index, rule in ipairs(rules) do
     if rule.own_key then
       log_key = log_key + 1
-      item.states[index] = rule.algorithm.load(rule, tokens, at, now, KEYS[log_key])
+      local state, _, dirty = rule.algorithm.load(rule, tokens, at, now, KEYS[log_key])
+      item.states[index], item.dirty = state, item.dirty or dirty
     elseif tokens[at] == rule.letter then
       local state, took, dirty = rule.algorithm.load(rule, tokens, at, now)
       item.states[index], at, item.dirty = state, at + took, item.dirty or dirty
@@ -37,12 +38,17 @@ local function load_item(rules, first_key, now)
   while tokens[at] == 'g' or tokens[at] == 'w' do -- rules that there are no more
     at = at + (tokens[at] == 'g' and 5 or 4)
   end
-  local from, length = tonumber(tokens[at + 1]), tonumber(tokens[at + 2])
+  local from, length = sane_number(tokens[at + 1]), sane_number(tokens[at + 2])
   if tokens[at] == 'b' and from and length then
     if from > now then from, item.dirty = now, true end
     if now < from + length then item.blocked_from, item.blocked_for = from, length end
   end
   return item
+end
+
+-- Milliseconds to live for what matters for so many microseconds: rounded up, and no more than a server takes.
+local function lifetime(lasts)
+  return string.format('%.0f', math.min(math.max(1, math.ceil(lasts / 1000)), 1e15))
 end
 
 local function blocked_left(item, now)
@@ -55,7 +61,7 @@ local function save_item(rules, item, now)
     local state = item.states[index]
     local drained = rule.algorithm.drained(rule, state, now)
     if rule.own_key then
-      if state.last then redis.call('PEXPIRE', state.key, math.max(1, math.ceil(drained / 1000))) end
+      if state.last then redis.call('PEXPIRE', state.key, lifetime(drained)) end
     else
       parts[#parts + 1] = rule.algorithm.store(rule, state, now)
       lasts = math.max(lasts, drained)
@@ -66,7 +72,7 @@ local function save_item(rules, item, now)
     lasts = math.max(lasts, blocked_left(item, now))
   end
   if lasts > 0 then
-    redis.call('SET', item.key, table.concat(parts, ' '), 'PX', math.ceil(lasts / 1000))
+    redis.call('SET', item.key, table.concat(parts, ' '), 'PX', lifetime(lasts))
   else
     redis.call('DEL', item.key)
   end
@@ -108,11 +114,12 @@ local operations = {}
 -- As many times `cost` as there is room for, `times` at the most: callers of one key, or the units of one caller.
 function operations.acquire(rules, item, now, cost, times)
   if item.blocked_from then return 0 end
+  if cost == 0 then return times end
   local granted = 0
   if wait_of(rules, item, now, cost) == 0 then
-    granted = cost == 0 and times or math.min(times, math.floor(room_of(rules, item) / cost))
+    granted = math.min(times, math.floor(room_of(rules, item) / cost))
   end
-  if granted > 0 and cost > 0 then charge_all(rules, item, now, granted * cost, now) end
+  if granted > 0 then charge_all(rules, item, now, granted * cost, now) end
   return granted
 end
 
@@ -125,7 +132,7 @@ function operations.reserve(rules, item, now, cost, longest)
 end
 
 function operations.peek(rules, item, now, cost)
-  return (not item.blocked_from and wait_of(rules, item, now, cost) == 0) and 1 or 0
+  return (not item.blocked_from and (cost == 0 or wait_of(rules, item, now, cost) == 0)) and 1 or 0
 end
 
 function operations.refund(rules, item, now, cost)
@@ -137,13 +144,16 @@ end
 function operations.requeue(rules, item, now, cost, costs)
   local waits, all = {}, cost
   for units in string.gmatch(costs, '%S+') do all = all + tonumber(units) end
-  refund_all(rules, item, now, all)
+  for index, rule in ipairs(rules) do
+    (rule.algorithm.withdraw or rule.algorithm.refund)(rule, item.states[index], now, all)
+  end
+  item.dirty = true
   for units in string.gmatch(costs, '%S+') do
     local wait = wait_of(rules, item, now, tonumber(units))
     charge_all(rules, item, now, tonumber(units), now + wait)
     waits[#waits + 1] = string.format('%.0f', wait)
   end
-  return table.concat(waits, ',')
+  return #waits > 0 and table.concat(waits, ',') or '-'
 end
 
 function operations.reset(rules, item, now)
@@ -163,12 +173,12 @@ function operations.block(rules, item, now, cost, duration)
   return 1
 end
 
--- What was admitted while this server was out of reach: "<level> <floor>" for each rule.
-function operations.replay(rules, item, now, cost, debts)
-  local next_token = string.gmatch(debts, '%S+')
+-- After this server was out of reach: what is used of each rule at least. To do it twice does no harm.
+function operations.replay(rules, item, now, cost, levels)
+  if type(levels) == 'number' then levels = string.format('%.0f', levels) end
+  local next_token = string.gmatch(levels, '%S+')
   for index, rule in ipairs(rules) do
-    local level, floor = tonumber(next_token()), tonumber(next_token())
-    rule.algorithm.replay(rule, item.states[index], now, level, floor)
+    rule.algorithm.replay(rule, item.states[index], now, tonumber(next_token()))
   end
   item.dirty = true
   return 1

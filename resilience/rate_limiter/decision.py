@@ -29,7 +29,7 @@ class Decision(NamedTuple):
             still holds), "shadow" (refused, but only observed).
         certain: False if the call may have been charged in the shared store although the answer never came.
         never: the cost exceeds what can ever pass at once.
-        granted: units that were charged: the cost, or 0, or what `at_most` could get.
+        granted: units that the caller may use: the cost, 0, or what `at_most` could get; in shadow mode all of them.
     """
 
     allowed: bool
@@ -62,6 +62,10 @@ class Rule(Protocol):
         """Give the state of a key that was never seen."""
 
     @property
+    def unit(self) -> int:
+        """Give what a unit of cost weighs in a state."""
+
+    @property
     def most(self) -> int:
         """Give the largest cost that can ever pass."""
 
@@ -79,6 +83,9 @@ class Rule(Protocol):
 
     def refund(self, state: Any, now: int, units: int) -> Any:
         """Take `units` back."""
+
+    def withdraw(self, state: Any, now: int, units: int) -> Any:
+        """Take back `units` that were reserved last and have not passed."""
 
     def drained(self, state: Any, now: int) -> int:
         """Give the microseconds until the key is as new."""
@@ -99,7 +106,7 @@ class Rule(Protocol):
         """Give the rule in the words of the script."""
 
     def refuses(self, state: Any, cost: int) -> bool:
-        """Tell whether `state`, told by a shared store, is enough to refuse `cost` here."""
+        """Tell whether `state`, told by a shared store, is enough to answer a refusal of `cost` here."""
 
     def told(self, reply: Iterator[int], now: int, cost: int) -> tuple[Any, Standing]:
         """Read what the script told."""
@@ -129,10 +136,20 @@ def passed(standings: Sequence[Standing], granted: int, source: Source, *, certa
     return Decision(True, one.quota.limit, one.room, None, reset_after, one.quota, source, certain, False, granted)
 
 
-def refused(standings: Sequence[Standing], source: Source, *, certain: bool = True, blocked: int = 0) -> Decision:
-    """Build the answer to a call that may not pass; `blocked` are microseconds for which somebody blocked the key."""
+def refused(
+    standings: Sequence[Standing], source: Source, *, certain: bool = True, blocked: int = 0, late: int = 0
+) -> Decision:
+    """Build the answer to a call that may not pass.
+
+    Args:
+        standings: where the rules stand.
+        source: who decides.
+        certain: whether nothing was charged for certain.
+        blocked: microseconds for which somebody blocked the key.
+        late: microseconds by which the moment of the decision was rounded up.
+    """
     one = max(standings, key=_wait) if len(standings) > 1 else standings[0]
-    wait = max(one.wait, blocked)
+    wait = max(one.wait + late, blocked)
     return Decision(
         False, one.quota.limit, one.room, wait / MICROSECONDS, one.drained / MICROSECONDS, one.quota, source, certain
     )

@@ -47,7 +47,7 @@ class Fallback:
         self.rules = self.space.rules
         self._store = store
         self._teller = teller
-        # What this instance admitted by itself, without what was known before: only that is charged to the store.
+        # What this instance admitted by itself, without what was known before: the store must be told of those keys.
         self._owed = MemoryStore(MAX_KNOWN, spill=False).space(teller.name, quotas, clock, wall_clock, None)
         self._shares: tuple[int, tuple[Rule, ...], Terms] = (0, self.rules, ())
         self._outage = 0  # the number of the one that this limiter has told of
@@ -66,7 +66,7 @@ class Fallback:
         if (refusal := self._too_large(key, cost, rules)) is not None:
             return refusal
         decision = self.space.acquire(key, cost, "fallback", rules, terms)
-        if decision.granted and certain:  # else the store may have been charged: it must not be twice
+        if decision.granted:
             self._owed.owe(key, decision.granted, rules)
         return decision if certain else decision._replace(certain=False)
 
@@ -77,7 +77,7 @@ class Fallback:
             return self._by_policy(cost, certain=certain)
         rules = self._share()[1]
         decision = self.space.at_once(key, cost, rules, "fallback", least=min(1, cost))
-        if decision.granted and certain:
+        if decision.granted:
             self._owed.owe(key, decision.granted, rules)
         return decision if certain else decision._replace(certain=False)
 
@@ -91,7 +91,7 @@ class Fallback:
         if (refusal := self._too_large(key, cost, rules)) is not None:
             return None, refusal
         wait, decision = self.space.reserve(key, cost, longest, rules, "fallback")
-        if wait is not None and certain and cost:
+        if wait is not None and cost:
             self._owed.owe(key, cost, rules)
         return wait, decision if certain else decision._replace(certain=False)
 
@@ -158,34 +158,35 @@ class Fallback:
             if FallbackLeft.sinks:
                 self._teller.tell(FallbackLeft, duration=self._store.lost_for(), replayed=replayed)
 
-    def debts(self, limiter: Limiter, max_batch: int) -> Iterator[tuple[Batch, int]]:
-        """Give what was admitted without the store and has not drained yet, in batches, with the units in each."""
-        weight = self._store.instances
-        ready: dict[int, tuple[Batch, int]] = {}
+    def debts(self, limiter: Limiter, max_batch: int) -> Iterator[Batch]:
+        """Give what is used of each key that was admitted without the store and has not drained yet, in batches.
+
+        What is given is owed no more, so that it cannot be confused with what is admitted meanwhile; see `unpaid`. The
+        cost in a request is the units of this instance's own.
+        """
+        shards: dict[int, list[str]] = {}
         for key in self._owed.names():
-            owed, level = self._owed.levels(key), self.space.levels(key)
-            if not any(owed):
-                continue
-            # The floor is what the key owes if all instances admitted as much as this one: it holds until they are back
-            # and charge for themselves, and makes good what the store has lost.
-            words = " ".join(f"{-(-own // weight)} {all_}" for own, all_ in zip(owed, level, strict=True))
-            shard = self._store.shard_of(key)
-            batch, units = ready.pop(shard) if shard in ready else (Batch(0.0), 0)
-            batch.join(Request(limiter, "replay", key, 0, words), None)
-            rule = self.rules[0]
-            units += max(1, -(-owed[0] // (weight * _unit(rule))))
-            if len(batch) >= max_batch:
-                yield batch, units
-            else:
-                ready[shard] = batch, units
-        yield from list(ready.values())
+            shards.setdefault(self._store.shard_of(key), []).append(key)
+        for keys in shards.values():
+            for first in range(0, len(keys), max_batch):
+                batch = Batch(0.0)
+                for key in keys[first : first + max_batch]:
+                    if units := self._taken(key):
+                        # All of the limit that is used if the others admitted as much as this one did. The store
+                        # makes sure of that, and so of the most that any instance tells of, which is no less than
+                        # what all have used together: their mean.
+                        words = " ".join(map(str, self.space.levels(key)))
+                        batch.join(Request(limiter, "replay", key, units, words), None)
+                if len(batch):
+                    yield batch
 
-    def paid(self, batch: Batch) -> None:
-        """Note that the store was charged with a batch of debts."""
+    def unpaid(self, batch: Batch) -> None:
+        """Note that the store may not know of a batch of debts after all."""
+        rules = self._share()[1]
         for item in batch.items:
-            self._owed.reset(item.request.key)
+            self._owed.owe(item.request.key, item.request.cost, rules)
 
-
-def _unit(rule: Rule) -> int:
-    unit: int = getattr(rule, "unit", 1)
-    return unit
+    def _taken(self, key: str) -> int:
+        """Give the units of `key` that are owed, rounded up, and owe them no more."""
+        owed, rules = self._owed.take(key), self._share()[1]
+        return max(-(-level // rule.unit) for level, rule in zip(owed, rules, strict=True))

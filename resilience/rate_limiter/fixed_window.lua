@@ -28,14 +28,15 @@ local function windows_ahead(rule, use, units)
 end
 
 function fixed_window.load(rule, tokens, at, now)
-  local index, use, limit = tonumber(tokens[at + 1]), tonumber(tokens[at + 2]), tonumber(tokens[at + 3])
+  local index, use, limit = sane_number(tokens[at + 1]), sane_number(tokens[at + 2]), sane_number(tokens[at + 3])
   local state = {index = window_index(rule, now), use = 0}
-  if not (index and use and limit) then
+  if not (index and use and limit) or limit == 0 then
     return state, 4, false
   end
   if limit ~= rule.most then -- what was used stays used; what was reserved in later windows does not
     use = math.min(use, math.max(limit, rule.most))
   end
+  if use > limit * 100000 then use = limit end -- nothing of ours reserves so far ahead
   -- A window of the future, which a clock that stepped back leaves, becomes this one.
   state.use = math.max(0, use - math.max(0, state.index - index) * limit)
   return state, 4, index > state.index
@@ -52,7 +53,7 @@ end
 function fixed_window.wait(rule, state, now, units)
   local ahead = windows_ahead(rule, state.use, units)
   if ahead == 0 then return 0 end
-  return window_start(rule, state.index + ahead) - now + 1 -- see ROUNDING in gcra.py
+  return window_start(rule, state.index + ahead) - now
 end
 
 function fixed_window.charge(rule, state, now, units, at)
@@ -64,8 +65,8 @@ function fixed_window.refund(rule, state, now, units)
   state.use = math.max(0, state.use - units)
 end
 
-function fixed_window.replay(rule, state, now, level, floor)
-  state.use = math.max(state.use, math.min(math.max(state.use + level, floor), rule.most))
+function fixed_window.replay(rule, state, now, use)
+  state.use = math.max(state.use, math.min(use, rule.most))
 end
 
 function fixed_window.drained(rule, state, now)

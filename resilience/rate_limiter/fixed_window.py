@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from .decision import Standing
-from .gcra import ROUNDING
 from .quota import Quota
 
 Offsets: TypeAlias = tuple[int, int, int]
@@ -70,7 +69,7 @@ class FixedWindow:
     def wait(self, state: int, now: int, units: int) -> int:
         """Give the microseconds until the first window in which `units` fit; 0 is now."""
         ahead = self._ahead(self._use(state, now), units)
-        return 0 if ahead == 0 else self._start(self._index(now) + ahead, now) - now + ROUNDING
+        return 0 if ahead == 0 else self._start(self._index(now) + ahead, now) - now
 
     def charge(self, state: int, now: int, units: int, at: int) -> int:
         """Add `units` that pass at the moment `at`, which is now or lies ahead."""
@@ -83,6 +82,10 @@ class FixedWindow:
     def refund(self, state: int, now: int, units: int) -> int:
         """Take `units` back; more than was taken leaves the window empty."""
         return self._window(now)[0] * _INDEX + max(0, self._use(state, now) - units * self.unit)
+
+    def withdraw(self, state: int, now: int, units: int) -> int:
+        """Take back `units` that were reserved last and have not passed: here the same as a refund."""
+        return self.refund(state, now, units)
 
     def drained(self, state: int, now: int) -> int:
         """Give the microseconds until the window ends, or the last one in which something is reserved; 0 if unused."""
@@ -118,13 +121,13 @@ class FixedWindow:
         """Read what `fixed_window.lua` told: the state, and where the rule stands for a call of `cost`."""
         use, left = next(reply), next(reply)
         per, ahead = self.quota.microseconds, self._ahead(use, cost)
-        wait = 0 if ahead == 0 else left + (ahead - 1) * per + ROUNDING
+        wait = 0 if ahead == 0 else left + (ahead - 1) * per
         drained = 0 if use == 0 else left + (-(-use // self.capacity) - 1) * per
         room = max(0, self.capacity - use)
         return self.from_level(use, now), Standing(self.quota, room, wait, drained)
 
     def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
-        """Tell whether what is known of a shared state is enough to refuse `cost` here: it is, for this algorithm."""
+        """Tell whether what is known of a shared state is enough to answer a refusal of `cost` here: it always is."""
         return True
 
     def phase(self, now: int) -> tuple[int, int, int]:

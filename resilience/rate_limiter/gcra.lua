@@ -4,6 +4,12 @@
 -- Stored as "g <written> <level> <unit> <drain>": unit and drain convert what was used when the limits change.
 local gcra = {}
 
+-- Reads a number that we may have written; nil for anything else, so that no foreign value can lock a key for ever.
+local function sane_number(text)
+  local number = tonumber(text)
+  if number and number >= 0 and number < 1e18 then return number end
+end
+
 function gcra.spec(next_token)
   local rule = {
     unit_text = next_token(), drain_text = next_token(), capacity = tonumber(next_token()),
@@ -16,9 +22,9 @@ end
 
 -- Gives the state, how many tokens it took, and whether it must be written although nothing is charged.
 function gcra.load(rule, tokens, at, now)
-  local written, level = tonumber(tokens[at + 1]), tonumber(tokens[at + 2])
-  local unit, drain = tonumber(tokens[at + 3]), tonumber(tokens[at + 4])
-  if not (written and level and unit and drain) then
+  local written, level = sane_number(tokens[at + 1]), sane_number(tokens[at + 2])
+  local unit, drain = sane_number(tokens[at + 3]), sane_number(tokens[at + 4])
+  if not (written and level and unit and drain) or unit == 0 or drain == 0 then
     return {level = 0}, 5, false
   end
   local future = written > now
@@ -56,8 +62,8 @@ function gcra.refund(rule, state, now, units)
   state.level = math.max(0, state.level - units * rule.unit)
 end
 
-function gcra.replay(rule, state, now, level, floor)
-  state.level = math.max(state.level, math.min(math.max(state.level + level, floor), rule.capacity))
+function gcra.replay(rule, state, now, level)
+  state.level = math.max(state.level, math.min(level, rule.capacity))
 end
 
 function gcra.drained(rule, state)

@@ -20,10 +20,6 @@ from math import gcd
 from .decision import Standing
 from .quota import Quota
 
-ROUNDING = 1
-"""Microseconds that a wait is longer than it need be, where an algorithm has no slack: a caller's clock counts in
-fractions of them, and one that waits exactly `retry_after` must not come one too early."""
-
 LONGEST_WAIT = 3_600_000_000
 """Microseconds that a caller may wait for its turn at most, or one period if that is longer."""
 
@@ -95,6 +91,10 @@ class Gcra:
         """Take `units` back; more than was taken leaves the key empty."""
         return max(state - units * self.unit, now * self.drain)
 
+    def withdraw(self, state: int, now: int, units: int) -> int:
+        """Take back `units` that were reserved last and have not passed: here the same as a refund."""
+        return self.refund(state, now, units)
+
     def drained(self, state: int, now: int) -> int:
         """Give the microseconds until the key is as new, rounded up."""
         return -(-self._level(state, now) // self.drain)
@@ -134,7 +134,7 @@ class Gcra:
         return state, Standing(self.quota, max(0, room), wait, -(-level // self.drain))
 
     def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
-        """Tell whether what is known of a shared state is enough to refuse `cost` here: it is, for this algorithm."""
+        """Tell whether what is known of a shared state is enough to answer a refusal of `cost` here: it always is."""
         return True
 
     def _level(self, state: int, now: int) -> int:

@@ -24,6 +24,7 @@ from .batch import Item, Operation, Request, Told
 from .bound import MAX_COST, BoundLimiter
 from .decision import Decision
 from .fallback import Fallback, FallbackPolicy
+from .gcra import longest_wait
 from .memory import MemoryStore, Space
 from .quota import MICROSECONDS, Quota, checked_quotas
 from .redis import RedisStore
@@ -124,6 +125,7 @@ class RateLimiter:
         self._rules = self._space.rules
         # What most calls need and no more; None where a call needs more.
         self._plain = self._space.acquire if self._shared is None and not shadow else None
+        self._longest = min(longest_wait(quota) for quota in self._quotas)
         self._queue = Queue(clock, max_waiting, self._requeue)
         self._wait_sync: Callable[[threading.Event, float], object] = threading.Event.wait
 
@@ -163,26 +165,38 @@ class RateLimiter:
         Cancellation: nothing stays charged.
         """
         plain = self._plain
-        if plain is not None and type(key) is str and len(key) <= _LONGEST_PLAIN_KEY and type(cost) is int and cost > 0:
+        if (
+            plain is not None
+            and type(key) is str
+            and len(key) <= _LONGEST_PLAIN_KEY
+            and type(cost) is int
+            and 0 < cost <= MAX_COST
+        ):
             quick = plain(key, cost)
-            return quick if quick[0] and not LimitNear.sinks else self._told(quick)
+            return quick if quick[0] and not LimitNear.sinks else self._told(quick, cost)
         own = self._own_key(key, cost)
         decision = self._at_once(own, cost)
         if decision is None:
             decision = self._remote.acquired(*await self._ask("acquire", own, cost))
-        return self._told(decision)
+        return self._told(decision, cost)
 
     def try_acquire_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Do the same as `try_acquire` in sync code, from any thread."""
         plain = self._plain
-        if plain is not None and type(key) is str and len(key) <= _LONGEST_PLAIN_KEY and type(cost) is int and cost > 0:
+        if (
+            plain is not None
+            and type(key) is str
+            and len(key) <= _LONGEST_PLAIN_KEY
+            and type(cost) is int
+            and 0 < cost <= MAX_COST
+        ):
             quick = plain(key, cost)
-            return quick if quick[0] and not LimitNear.sinks else self._told(quick)
+            return quick if quick[0] and not LimitNear.sinks else self._told(quick, cost)
         own = self._own_key(key, cost)
         decision = self._at_once(own, cost)
         if decision is None:
             decision = self._remote.acquired(*self._ask_sync("acquire", own, cost))
-        return self._told(decision)
+        return self._told(decision, cost)
 
     def _at_once(self, key: str, cost: int) -> Decision | None:
         """Decide without a trip, where that is possible."""
@@ -201,7 +215,7 @@ class RateLimiter:
         if decision is None:
             item, _ = await self._ask("acquire", own, 1, str(cost))
             decision = self._remote.acquired_most(item, cost)
-        return self._told(decision)
+        return self._told(decision, cost)
 
     def at_most_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
         """Do the same as `at_most` in sync code, from any thread."""
@@ -210,7 +224,7 @@ class RateLimiter:
         if decision is None:
             item, _ = self._ask_sync("acquire", own, 1, str(cost))
             decision = self._remote.acquired_most(item, cost)
-        return self._told(decision)
+        return self._told(decision, cost)
 
     def _most_at_once(self, key: str, cost: int) -> Decision | None:
         if self._shared is None:
@@ -337,12 +351,12 @@ class RateLimiter:
 
         Cancellation: the units are given back, and those behind move up.
         """
-        own, longest = self._own_key(key, cost), _longest(timeout)
+        own, longest = self._own_key(key, cost), min(_longest(timeout), self._longest)
         if self._shadow:
             return await self.try_acquire(key, cost)
         deadline = anyio.current_effective_deadline()
-        if deadline != inf:
-            longest = min(longest, max(0, int((deadline - anyio.current_time()) * MICROSECONDS)))
+        if deadline != inf:  # and minus infinity in a scope that is cancelled already
+            longest = min(longest, int(max(0.0, deadline - anyio.current_time()) * MICROSECONDS))
         place = self._queue.claim()
         try:
             reserved = self._reserved(own, cost, longest if place else 0)
@@ -357,11 +371,11 @@ class RateLimiter:
         finally:
             if place:
                 self._queue.release()
-        return self._told(decision)
+        return self._told(decision, cost)
 
     def acquire_sync(self, key: str | bytes = "", cost: int = 1, *, timeout: float | None = None) -> Decision:
         """Do the same as `acquire` in sync code, from any thread, which sleeps until its turn."""
-        own, longest = self._own_key(key, cost), _longest(timeout)
+        own, longest = self._own_key(key, cost), min(_longest(timeout), self._longest)
         if self._shadow:
             return self.try_acquire_sync(key, cost)
         place = self._queue.claim()
@@ -378,7 +392,7 @@ class RateLimiter:
         finally:
             if place:
                 self._queue.release()
-        return self._told(decision)
+        return self._told(decision, cost)
 
     def _reserved(self, key: str, cost: int, longest: int) -> tuple[int | None, Decision] | None:
         """Reserve without a trip, where that is possible."""
@@ -529,15 +543,15 @@ class RateLimiter:
         store, remote = self._with_store
         return store.threads.ask_sync(Request(remote, operation, key, cost, extra))
 
-    def _told(self, decision: Decision) -> Decision:
+    def _told(self, decision: Decision, asked: int) -> Decision:
         """Tell what has to be told of a decision, and give what the caller gets."""
-        if decision.allowed:
+        if decision.allowed and (decision.granted >= asked or not self._shadow):
             if LimitNear.sinks and decision.granted and decision.remaining * _NEAR < decision.quota.capacity:
                 self._teller.tell(LimitNear, remaining=decision.remaining, limit=decision.limit)
             return decision
         self._tell_refusal(decision, "never" if decision.never else "shadow" if self._shadow else "limit")
         if self._shadow:
-            return decision._replace(allowed=True, source="shadow")
+            return decision._replace(allowed=True, source="shadow", granted=asked)
         return decision
 
     def _tell_refusal(self, decision: Decision, reason: str) -> None:
@@ -584,7 +598,7 @@ def _call_in_run(call: Callable[..., object], function: Callable[[], object]) ->
 
 def _report(moved: Callable[[Sequence[int]], None], item: Item) -> None:
     """Report the waits of those who move up; without an answer they keep their slots."""
-    if isinstance(item.outcome, Told) and item.outcome.gave:
+    if isinstance(item.outcome, Told) and item.outcome.gave != "-":
         moved([int(wait) for wait in item.outcome.gave.split(",")])
 
 

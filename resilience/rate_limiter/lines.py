@@ -2,7 +2,7 @@
 
 A line connects when it is first used and after it was dropped. What was sent and not answered is never sent again: it
 may have been charged. Only what the server refused to run is: a script that it does not know, a replica that may not
-write.
+write, a node of a cluster that has not got the key.
 """
 
 from __future__ import annotations
@@ -10,26 +10,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import select
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
     NoScriptError,
     ReadOnlyError,
     ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
 )
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from .target import Target, async_connection_maker, make_async_cluster, make_sync_cluster, sync_connection_maker
+from .target import Address, Target, async_connection, node_of, sentinel_of, sync_connection
 
 _PARTS: Final = ("plain.lua", "gcra.lua", "fixed_window.lua", "sliding_log.lua", "decide.lua")
 
@@ -60,7 +69,28 @@ class Refused(Exception):  # noqa: N818 - what the server did, not what went wro
 
     def __init__(self, answer: str) -> None:
         super().__init__(answer)
-        self.code = answer.partition(" ")[0]
+        # Redis 6 begins the script on a replica, and says at its first write, which fails like all: "ERR Error running
+        # script (call to f_...): @user_script:17: @user_script: 17: -READONLY You can't write against ..."
+        self.code = "READONLY" if " -READONLY " in answer else answer.partition(" ")[0]
+
+    @classmethod
+    def of(cls, error: ResponseError) -> Refused:
+        """Give what the server said before redis-py read it: it takes away the words that it knows."""
+        word = next((word for kind, word in _WORDS.items() if type(error) is kind), "")
+        return cls(f"{word} {error}".lstrip())
+
+
+_WORDS: Final = {
+    AskError: "ASK",
+    ClusterDownError: "CLUSTERDOWN",
+    MasterDownError: "MASTERDOWN",
+    MovedError: "MOVED",
+    TryAgainError: "TRYAGAIN",
+}
+"""By the errors that have them since redis-py 6; 5 knows none of these words."""
+
+ELSEWHERE: Final = frozenset(_WORDS.values())
+"""What a node of a cluster says that does not have the keys, or not yet; nothing is wrong with the line."""
 
 
 class AsyncLine(asyncio.Protocol):
@@ -75,11 +105,12 @@ class AsyncLine(asyncio.Protocol):
 
     def __init__(self, target: Target) -> None:
         self.sent = False
-        self._make = async_connection_maker(target)
+        self._target = target
+        self._sentinels = list(target.addresses) if target.kind == "sentinel" else []
         self._connection: Any = None
         self._transport: asyncio.WriteTransport | None = None
         self._poll: select.poll | None = None
-        self._flying: deque[tuple[Landed, list[str | int]]] = deque()
+        self._flying: deque[_Call] = deque()
         self._received = bytearray()
 
     # --- connecting ---
@@ -91,11 +122,19 @@ class AsyncLine(asyncio.Protocol):
             return False
         return bool(self._flying) or not self._poll.poll(0)
 
-    async def connect(self) -> None:
-        """Connect anew."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is under way."""
+        return not self._flying
+
+    async def connect(self, seconds: float) -> None:
+        """Connect anew. Whoever calls sets the time limit; `seconds` only divide it between several sentinels."""
         await self.close()
         self.sent = False
-        self._connection = self._make()
+        target = self._target
+        if self._sentinels:
+            target = node_of(target, await _ask_sentinels(self._sentinels, target, seconds))
+        self._connection = async_connection(target)
         await self._connection.connect()
         # redis-py has no public way to its stream.
         self._transport = self._connection._writer.transport  # noqa: SLF001
@@ -115,34 +154,47 @@ class AsyncLine(asyncio.Protocol):
 
     # --- calling ---
 
-    def send(self, keys: list[str], arguments: Arguments, landed: Landed) -> None:
-        """Run the script; `landed` is called with its reply or with an error, once."""
+    def send(self, keys: list[str], arguments: Arguments, landed: Landed, *, asking: bool = False) -> None:
+        """Run the script; `landed` is called with its reply or with an error, once.
+
+        Args:
+            keys: of the script.
+            arguments: of the script.
+            landed: takes the answer.
+            asking: whether the server gets these keys in a move that is not over, and must be told so.
+        """
         source, digest = script()
-        self._flying.append((landed, [source, len(keys), *keys, *arguments]))
         self.sent = True
-        self._write(self._connection.pack_command("EVALSHA", digest, len(keys), *keys, *arguments))
+        call = _Call(landed, [source, len(keys), *keys, *arguments], asking)
+        self._write(call, "EVALSHA", digest, len(keys), *keys, *arguments)
 
     def give_up(self) -> None:
         """Let all calls under way fail, for the time of one is over: its reply may still come, and be another's."""
         self._drop(TimeoutError("the budget is over"))
 
-    async def call(self, keys: list[str], arguments: Arguments) -> bytes:
-        """Run the script and wait for its reply, connecting first if need be."""
+    async def call(self, keys: list[str], arguments: Arguments, seconds: float, *, asking: bool = False) -> bytes:
+        """Run the script and wait for its reply, connecting first if need be; see `connect` and `send`."""
         if not self.is_ready:
-            await self.connect()
+            await self.connect(seconds)
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.send(keys, arguments, partial(_settle, future))
+        self.send(keys, arguments, partial(_settle, future), asking=asking)
         try:
             return await future
         except asyncio.CancelledError:
             self.give_up()
             raise
 
-    def _write(self, packed: list[bytes]) -> None:
+    def _write(self, call: _Call, *command: str | int) -> None:
+        pack = self._connection.pack_command
+        if call.asking:  # holds for the next command only
+            self._flying.append(_ASKING)
+        self._flying.append(call)
         if self._transport is None:
             self._fail(ConnectionError("not connected"))
+        elif call.asking:
+            self._transport.write(b"".join([*pack("ASKING"), *pack(*command)]))
         else:
-            self._transport.write(b"".join(packed))
+            self._transport.write(b"".join(pack(*command)))
 
     # --- what the event loop calls ---
 
@@ -161,15 +213,17 @@ class AsyncLine(asyncio.Protocol):
             elif kind == b"-":
                 answer = Refused(said.decode(errors="replace"))
                 del received[: head + 2]
+            elif kind == b"+" and self._flying[0] is _ASKING:
+                answer = said
+                del received[: head + 2]
             else:
                 self._drop(ConnectionError("an answer that the script does not give"))
                 return
-            landed, again = self._flying.popleft()
+            call = self._flying.popleft()
             if isinstance(answer, Refused) and answer.code == "NOSCRIPT":  # which proves that nothing ran
-                self._flying.append((landed, again))
-                self._write(self._connection.pack_command("EVAL", *again))
+                self._write(call, "EVAL", *call.again)
             else:
-                landed(answer)
+                call.landed(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note that the connection is gone."""
@@ -184,8 +238,20 @@ class AsyncLine(asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         flying, self._flying = self._flying, deque()
-        for landed, _ in flying:
-            landed(error)
+        for call in flying:
+            call.landed(error)
+
+
+class _Call(NamedTuple):
+    """A call under way: whom to tell, how to make it again if the server does not know the script."""
+
+    landed: Landed
+    again: list[str | int]
+    asking: bool
+
+
+_ASKING: Final = _Call(lambda _: None, [], False)
+"""Stands for the word that goes before a call; if that is refused, so is the call."""
 
 
 def _settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
@@ -197,33 +263,6 @@ def _settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
         future.set_exception(answer)
 
 
-class AsyncClusterLine:
-    """All connections to a cluster, on one asyncio loop; several calls may be under way at once."""
-
-    def __init__(self, target: Target) -> None:
-        self.sent = True  # redis-py does not tell
-        self._target = target
-        self._client: Any = None
-
-    async def call(self, keys: list[str], arguments: Arguments) -> bytes:
-        """Run the script on the node that has the keys, and give its reply."""
-        if self._client is None:
-            self._client = make_async_cluster(self._target)
-        source, digest = script()
-        try:
-            answer: bytes = await self._client.execute_command("EVALSHA", digest, len(keys), *keys, *arguments)
-        except NoScriptError:
-            answer = await self._client.execute_command("EVAL", source, len(keys), *keys, *arguments)
-        return answer
-
-    async def close(self) -> None:
-        """Close all connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            with suppress(Exception):  # as above
-                await client.aclose()
-
-
 class SyncLine:
     """One connection to a server, for the thread that serves trio and sync code.
 
@@ -233,37 +272,56 @@ class SyncLine:
 
     def __init__(self, target: Target) -> None:
         self.sent = False
-        self._make = sync_connection_maker(target)
+        self._target = target
+        self._sentinels = list(target.addresses) if target.kind == "sentinel" else []
         self._connection: Any = None
 
-    def call(self, keys: list[str], arguments: Arguments, seconds: float) -> bytes:
-        """Run the script and give its reply, or raise when `seconds` are over; on any error the connection is gone."""
+    def call(self, keys: list[str], arguments: Arguments, seconds: float, *, asking: bool = False) -> bytes:
+        """Run the script and give its reply, or raise when `seconds` are over; on any error the connection is gone.
+
+        `asking`: whether it is the target of a slot that moves.
+        """
         deadline = time.monotonic() + seconds
         try:
             try:
-                return self._call(keys, arguments, deadline)
-            except ReadOnlyError:
+                return self._call(keys, arguments, deadline, asking=asking)
+            except ResponseError as error:
+                if not isinstance(error, ReadOnlyError) and Refused.of(error).code != "READONLY":
+                    raise
                 self.close()
-                return self._call(keys, arguments, deadline)
-        except BaseException:
-            self.close()
+                return self._call(keys, arguments, deadline, asking=asking)
+        except BaseException as error:
+            if not isinstance(error, ResponseError) or Refused.of(error).code not in ELSEWHERE:
+                self.close()
             raise
 
-    def _call(self, keys: list[str], arguments: Arguments, deadline: float) -> bytes:
+    def _call(self, keys: list[str], arguments: Arguments, deadline: float, *, asking: bool) -> bytes:
         self.sent = False
         if self._connection is not None:
             self._drop_if_hung_up()
         if self._connection is None:
-            self._connection = self._make()
-            # Each step of connecting has this limit for itself; the caller's wait has its own.
-            self._connection.socket_connect_timeout = self._connection.socket_timeout = _left(deadline)
-            self._connection.connect()
+            self._connect(deadline)
         source, digest = script()
+        _left(deadline)  # a name server may have taken so long that nobody waits any more: then nothing is charged
         self.sent = True
         try:
-            return self._ask(deadline, "EVALSHA", digest, len(keys), *keys, *arguments)
+            if asking:
+                self._ask(deadline, "ASKING")
+            answer: bytes = self._ask(deadline, "EVALSHA", digest, len(keys), *keys, *arguments)
         except NoScriptError:
-            return self._ask(deadline, "EVAL", source, len(keys), *keys, *arguments)
+            if asking:
+                self._ask(deadline, "ASKING")
+            answer = self._ask(deadline, "EVAL", source, len(keys), *keys, *arguments)
+        return answer
+
+    def _connect(self, deadline: float) -> None:
+        target = self._target
+        if self._sentinels:
+            target = node_of(target, _ask_sentinels_sync(self._sentinels, target, deadline))
+        self._connection = sync_connection(target)
+        # Each step of connecting has this limit for itself; the caller's wait has its own.
+        self._connection.socket_connect_timeout = self._connection.socket_timeout = _left(deadline)
+        self._connection.connect()
 
     def _drop_if_hung_up(self) -> None:
         try:
@@ -273,11 +331,17 @@ class SyncLine:
         if readable:
             self.close()
 
-    def _ask(self, deadline: float, *command: Any) -> bytes:
-        self._connection.send_command(*command, check_health=False)
+    def _ask(self, deadline: float, *command: Any) -> Any:
         self._connection._sock.settimeout(_left(deadline))  # noqa: SLF001 - redis-py sets it once, at connecting
-        answer: bytes = self._connection.read_response()
-        return answer
+        self._connection.send_command(*command, check_health=False)
+        return self._connection.read_response()
+
+    def interrupt(self) -> None:
+        """Let the call that another thread makes here fail now."""
+        sock = getattr(self._connection, "_sock", None)
+        if sock is not None:
+            with suppress(OSError):  # it has just ended
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -287,42 +351,79 @@ class SyncLine:
                 connection.disconnect()
 
 
-class SyncClusterLine:
-    """All connections to a cluster, for the thread that serves trio and sync code."""
+async def ask_async(target: Target, *command: str) -> Any:
+    """Ask one server something that changes nothing, over a connection of its own; whoever calls sets a time limit."""
+    connection = async_connection(target)
+    try:
+        await connection.connect()
+        await connection.send_command(*command, check_health=False)
+        return await connection.read_response()
+    finally:
+        with suppress(Exception):
+            await connection.disconnect(nowait=True)
 
-    def __init__(self, target: Target) -> None:
-        self.sent = True
-        self._target = target
-        self._client: Any = None
 
-    def call(self, keys: list[str], arguments: Arguments, seconds: float) -> bytes:
-        """Run the script on the node that has the keys, and give its reply. The caller's wait has its own limit."""
-        del seconds
-        if self._client is None:
-            self._client = make_sync_cluster(self._target)
-        source, digest = script()
+def ask_sync(target: Target, seconds: float, *command: str) -> Any:
+    """Ask one server something that changes nothing, over a connection of its own, each step within `seconds`."""
+    connection = sync_connection(target)
+    connection.socket_connect_timeout = connection.socket_timeout = max(seconds, _SHORTEST)
+    try:
+        connection.connect()
+        connection.send_command(*command, check_health=False)
+        return connection.read_response()
+    finally:
+        with suppress(Exception):
+            connection.disconnect()
+
+
+_SHORTEST: Final = 0.001
+"""Seconds: a socket takes 0 for never waiting at all."""
+_WHERE: Final = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME")
+
+
+async def _ask_sentinels(sentinels: list[Address], target: Target, seconds: float) -> Address:
+    """Ask one sentinel after the other where the primary is; who does not know comes last from then on."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    failure: Exception = RedisConnectionError(f"no sentinel knows {target.service!r}")
+    for number, address in enumerate(list(sentinels)):
         try:
-            answer: bytes = self._client.execute_command("EVALSHA", digest, len(keys), *keys, *arguments)
-        except NoScriptError:
-            answer = self._client.execute_command("EVAL", source, len(keys), *keys, *arguments)
-        return answer
-
-    def close(self) -> None:
-        """Close all connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            with suppress(Exception):
-                client.close()
+            async with asyncio.timeout((deadline - loop.time()) / (len(sentinels) - number)):
+                told = await ask_async(sentinel_of(target, address), *_WHERE, target.service)
+        except Exception as error:  # noqa: BLE001 - down, or a password of its own: the next may know
+            failure = error
+        else:
+            if told:
+                return _address(told)
+        put_last(sentinels, address)
+    raise failure
 
 
-def make_async_line(target: Target) -> AsyncLine | AsyncClusterLine:
-    """Make a line for asyncio; it connects when it is used."""
-    return AsyncClusterLine(target) if target.kind == "cluster" else AsyncLine(target)
+def _ask_sentinels_sync(sentinels: list[Address], target: Target, deadline: float) -> Address:
+    """Do the same without a loop."""
+    failure: Exception = RedisConnectionError(f"no sentinel knows {target.service!r}")
+    for number, address in enumerate(list(sentinels)):
+        try:
+            share = _left(deadline) / (len(sentinels) - number)
+            told = ask_sync(sentinel_of(target, address), share, *_WHERE, target.service)
+        except Exception as error:  # noqa: BLE001 - as above
+            failure = error
+        else:
+            if told:
+                return _address(told)
+        put_last(sentinels, address)
+    raise failure
 
 
-def make_sync_line(target: Target) -> SyncLine | SyncClusterLine:
-    """Make a line for a thread; it connects when it is used."""
-    return SyncClusterLine(target) if target.kind == "cluster" else SyncLine(target)
+def _address(told: list[bytes]) -> Address:
+    return told[0].decode(), int(told[1])
+
+
+def put_last(addresses: list[Address], address: Address) -> None:
+    """Ask this one after all others from now on."""
+    if address in addresses:
+        addresses.remove(address)
+        addresses.append(address)
 
 
 def _left(deadline: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Final, TypeAlias
@@ -135,7 +136,7 @@ class Space:
         self._gcra = self._single if isinstance(self._single, Gcra) else None
         self._keys = Keys(capacity, self.now, self._drains)
         self._states = self._keys.states
-        self._blocks: dict[str, int] = {}
+        self._blocks: OrderedDict[str, int] = OrderedDict()
         self._terms = self.terms(self.rules)
 
     def terms(self, rules: Sequence[Rule]) -> Terms:
@@ -150,12 +151,28 @@ class Space:
     # --- time ---
 
     def now(self) -> int:
-        """Read the clock, in microseconds."""
-        return int((self._clock() - self._origin) * MICROSECONDS)
+        """Read the clock, to the nearest microsecond: neat times are not to lose one to the last bit of a float."""
+        return int((self._clock() - self._origin) * MICROSECONDS + 0.5)
+
+    def _read(self) -> tuple[int, list[int], int]:
+        """Read the clocks: the moment, the time that each rule goes by, and by how much it was rounded up, 0 or 1.
+
+        A refusal waits for that microsecond too: who waits exactly `retry_after` must not come too early by a rounding.
+        """
+        exact = (self._clock() - self._origin) * MICROSECONDS
+        now = int(exact + 0.5)
+        late = now - int(exact + 0.1)
+        if not self.aligned:
+            return now, [now] * len(self.rules), late
+        exact = self._wall_clock() * MICROSECONDS
+        wall = int(exact + 0.5)
+        late = max(late, wall - int(exact + 0.1))
+        wall += self.wall_offset
+        return now, [wall if aligned else now for aligned in self.aligned], late
 
     def wall(self) -> int:
         """Read the wall clock, in microseconds of the shared store's clock where there is one."""
-        return int(self._wall_clock() * MICROSECONDS) + self.wall_offset
+        return int(self._wall_clock() * MICROSECONDS + 0.5) + self.wall_offset
 
     def nows(self, now: int) -> list[int]:
         """Give the time that each rule goes by, at the moment `now`."""
@@ -183,7 +200,7 @@ class Space:
             return self.at_once(key, cost, rules or self.rules, source)
         # The common case, written out: one GCRA rule. `at_once` says the same for all rules.
         clock, origin, states, capacity, quota, limit, drain, unit, size, ceiling, horizon = terms
-        micros = int((clock() - origin) * 1e6)
+        micros = int((clock() - origin) * 1e6 + 0.5)
         now = micros * drain
         need = cost * unit
         level = -1
@@ -246,8 +263,7 @@ class Space:
         """Take `cost` units by `rules`, or as many of them as there is room for if that is at least `least`."""
         if len(rules) == 1 and least is None:
             return self._at_once(key, cost, rules[0], source)
-        now = self.now()
-        nows = self.nows(now)
+        now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
@@ -268,13 +284,12 @@ class Space:
         if impossible:
             return never(rules, standings, source)
         if blocked or (taken < asked):
-            return refused(standings, source, blocked=blocked)
+            return refused(standings, source, blocked=blocked, late=late)
         return passed(standings, taken, source)
 
     def _at_once(self, key: str, cost: int, rule: Rule, source: Source) -> Decision:
         """Do the same for one rule, and without the lists that several need: in half the time."""
-        now = self.now()
-        at = self.wall() if self.aligned else now
+        now, (at,), late = self._read()
         with self._capacity:
             state = self._states.get(key, _ABSENT)
             state = self._recalled(0, key, now, at) if state is _ABSENT else rule.clamped(state, at)
@@ -290,28 +305,26 @@ class Space:
             self.tell_spilled()
         if allowed:
             return passed(standing, cost, source)
-        return never([rule], standing, source) if impossible else refused(standing, source, blocked=blocked)
+        return never([rule], standing, source) if impossible else refused(standing, source, blocked=blocked, late=late)
 
     def peek(self, key: str, cost: int, rules: Sequence[Rule], source: Source) -> Decision:
         """Tell what `cost` units would get, and change nothing."""
-        now = self.now()
-        nows = self.nows(now)
+        now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
             standings = stand(rules, states, nows, cost)
         if any(cost > rule.most for rule in rules):
             return never(rules, standings, source)
-        if blocked or any(one.wait for one in standings):
-            return refused(standings, source, blocked=blocked)
+        if blocked or (cost and any(one.wait for one in standings)):
+            return refused(standings, source, blocked=blocked, late=late)
         return passed(standings, 0, source)
 
     def reserve(
         self, key: str, cost: int, longest: int, rules: Sequence[Rule], source: Source
     ) -> tuple[int | None, Decision]:
         """Take `cost` units that pass within `longest` microseconds, and tell when; None and nothing if they do not."""
-        now = self.now()
-        nows = self.nows(now)
+        now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
@@ -320,7 +333,7 @@ class Space:
                 return None, never(rules, standings, source)
             wait = max(one.wait for one in standings)
             if blocked or wait > min(longest, *(longest_wait(rule.quota) for rule in rules)):
-                return None, refused(standings, source, blocked=blocked)
+                return None, refused(standings, source, blocked=blocked, late=late)
             if cost:
                 states = [
                     rule.charge(state, at, cost, at + wait) for rule, state, at in zip(rules, states, nows, strict=True)
@@ -334,7 +347,10 @@ class Space:
         nows = self.nows(now)
         waits = []
         with self._capacity:
-            states = self._refunded(rules, self._load(key, now, nows), nows, back + sum(costs))
+            states: list[Any] = [
+                rule.withdraw(state, at, back + sum(costs))
+                for rule, state, at in zip(rules, self._load(key, now, nows), nows, strict=True)
+            ]
             for cost in costs:
                 wait = max(rule.wait(state, at, cost) for rule, state, at in zip(rules, states, nows, strict=True))
                 states = [
@@ -375,7 +391,7 @@ class Space:
             if microseconds <= 0:
                 return
             if len(self._blocks) >= self._capacity.max_keys:
-                self._make_room_for_block(now)
+                self._blocks.popitem(last=False)  # the oldest gives way
             self._blocks[key] = now + microseconds
 
     @property
@@ -386,12 +402,6 @@ class Space:
     def is_blocked(self, key: str) -> bool:
         """Tell whether somebody blocked `key`."""
         return self._blocked(key, self.now()) > 0
-
-    def _make_room_for_block(self, now: int) -> None:
-        for key in [key for key, until in self._blocks.items() if until <= now]:
-            del self._blocks[key]
-        if len(self._blocks) >= self._capacity.max_keys:  # all of them hold: the one that ends first ends now
-            del self._blocks[min(self._blocks, key=self._blocks.__getitem__)]
 
     def _blocked(self, key: str, now: int) -> int:
         until = self._blocks.get(key) if self._blocks else None
@@ -405,24 +415,25 @@ class Space:
 
     def refusal(self, key: str, cost: int) -> Decision | None:
         """Give the refusal of `cost` that follows from what a shared store told of `key`; None if none does."""
-        state = self._states.get(key)
         if key not in self._blocks:
-            if state is None:
+            state = self._states.get(key)
+            if state is None or cost == 0:
                 return None
             rule = self._gcra  # the common case, decided without a lock: it is one read of one number
             if rule is not None and state + cost * rule.unit - self.now() * rule.drain <= rule.capacity + rule.slack:
                 return None
-        now = self.now()
-        nows = self.nows(now)
+        now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
             blocked = self._blocked(key, now)
+            known = all(rule.refuses(state, cost) for rule, state in zip(self.rules, states, strict=True))
             standings = stand(self.rules, states, nows, cost)
-            refusing = any(
-                one.wait and rule.refuses(state, cost)
-                for one, rule, state in zip(standings, self.rules, states, strict=True)
-            )
-        return refused(standings, "blocked", blocked=blocked) if blocked or refusing else None
+        # What is remembered of a log does not always tell how long this cost would have to wait.
+        if not known or not (blocked or (cost and any(one.wait for one in standings))):
+            return None
+        if any(cost > rule.most for rule in self.rules):
+            return never(self.rules, standings, "blocked")
+        return refused(standings, "blocked", blocked=blocked, late=late)
 
     def learn(self, key: str, states: Sequence[Any]) -> None:
         """Take over what a shared store said of `key`."""
@@ -472,6 +483,13 @@ class Space:
         with self._capacity:
             states = self._load(key, now, nows)
             return [rule.level(state, at) for rule, state, at in zip(self.rules, states, nows, strict=True)]
+
+    def take(self, key: str) -> list[int]:
+        """Give for each rule what `key` still owes, and forget it."""
+        with self._capacity:
+            levels = self.levels(key)
+            self.reset(key)
+        return levels
 
     # --- keeping ---
 

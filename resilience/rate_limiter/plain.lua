@@ -55,12 +55,11 @@ while plain and ARGV[argument] do
         if not plain then break end
         if level < 0 then level = 0 end
       end
-      local granted = math.floor((ceiling - level) / units)
+      local granted = math.min(times, math.floor((ceiling - level) / units))
       if granted > 0 then
-        if granted > times then granted = times end
         level = level + granted * units
         local level_text = format('%.0f', level)
-        call('SET', KEYS[key_at], before .. level_text .. ' ' .. rates, 'PX', ceil(level / drain / 1000))
+        call('SET', KEYS[key_at], before .. level_text .. ' ' .. rates, 'PX', math.min(ceil(level / drain / 1000), 1e15))
         reply[#reply + 1] = granted .. ' 0 ' .. level_text
       else
         reply[#reply + 1] = '0 0 ' .. format('%.0f', level)

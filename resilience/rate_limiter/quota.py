@@ -190,4 +190,6 @@ def checked_quotas(quotas: str | Quota | Iterable[Quota]) -> tuple[Quota, ...]:
         raise ConfigurationError(f"quotas must be 1 to {MAX_QUOTAS}, got {len(found)}")
     if len(set(found)) < len(found):
         raise ConfigurationError(f"quotas must differ from each other, got {', '.join(map(str, found))}")
-    return tuple(sorted(found, key=lambda one: (one.microseconds, one.algorithm, one.limit)))
+    return tuple(
+        sorted(found, key=lambda one: (one.microseconds, one.algorithm, one.limit, one.capacity, one.timezone))
+    )

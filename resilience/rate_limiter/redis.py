@@ -31,7 +31,8 @@ class RedisStore(SharedStore):
 
     It connects when it is first used, in whatever event loop or thread that is, and needs no lifecycle: loops may come
     and go. On asyncio it has one connection for each loop; trio and sync code share one worker thread with one
-    connection. All that callers ask while a trip is under way goes with the next one, in one script call.
+    connection; in a cluster, one to each node. All that callers ask while a trip is under way goes with the next one,
+    in one script call.
 
     A trip that fails opens the store's circuit breaker: from then on limiters decide by themselves (see `fallback` of
     `RateLimiter`), and the store is probed in the background, first after at most a second, then up to 5 s apart, until
@@ -43,7 +44,9 @@ class RedisStore(SharedStore):
     Args:
         url_or_client: `redis://`, `rediss://`, `unix://` (`valkey://` and `valkeys://` mean the first two),
             `redis+sentinel://host:26379,host2:26379/service/0`, `redis+cluster://host:6379,host2:6379`; or a client of
-            redis-py, sync or asyncio, whose connection settings are copied: its own connections are not used.
+            redis-py, sync or asyncio, whose connection settings are copied: its own connections are not used. In a URL
+            `?sentinel_username=` and `sentinel_password=` are for sentinels, user and password before the hosts for
+            the servers.
         prefix: the beginning of every key. Instances that use the same prefix count each other to share limits in an
             outage, so give each service its own.
         budget: seconds that a caller waits for the store at most, over 0, up to 60. Default 0.25: longer than a healthy
@@ -83,6 +86,7 @@ class RedisStore(SharedStore):
         # Guards the table. No trip is made under it.
         self._table_lock = threading.RLock()
         self._loops: dict[asyncio.AbstractEventLoop, AsyncioTrips] = {}
+        self._of_the_parent: object = None
         self._threads = ThreadTrips(self)
         renew_locks_in_child(self)
 
@@ -94,6 +98,9 @@ class RedisStore(SharedStore):
         """Start afresh in a forked child: threads and connections are the parent's."""
         self.begin_anew()
         self._table_lock = threading.RLock()
+        # Kept as they are: a transport that is collected takes its socket off the selector that the child shares with
+        # the parent, who would never hear of it again.
+        self._of_the_parent = self._loops, self._of_the_parent
         self._loops = {}
         self._threads.renew_locks()
 
@@ -101,9 +108,8 @@ class RedisStore(SharedStore):
 
     def trips(self) -> AsyncioTrips | ThreadTrips:
         """Give what makes trips for the task that is running."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        loop = _running_loop()
+        if loop is None:
             return self._threads
         found = self._loops.get(loop)
         if found is None:
@@ -130,9 +136,12 @@ class RedisStore(SharedStore):
 
         Cancellation: what is not closed yet ends with the loop.
         """
-        trips = self.trips()
-        if not isinstance(trips, ThreadTrips):
+        loop = _running_loop()
+        trips = None if loop is None else self._loops.get(loop)
+        if trips is not None:
             await trips.close()
+        if not self._threads.is_running:
+            return
         from anyio import to_thread  # noqa: PLC0415 - beside the trips, nothing here needs anyio
 
         await to_thread.run_sync(self._threads.close)
@@ -140,6 +149,13 @@ class RedisStore(SharedStore):
     def close(self) -> None:
         """End what runs for sync code: the worker thread and its connection."""
         self._threads.close()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _check_prefix(prefix: object) -> None:

@@ -133,13 +133,13 @@ class Remote:
 
     # --- after an outage ---
 
-    def debts(self, max_batch: int) -> Iterator[tuple[Batch, int]]:
-        """Give what was admitted without the store and has not drained yet, in batches, with the units in each."""
+    def debts(self, max_batch: int) -> Iterator[Batch]:
+        """Give what was admitted without the store and has not drained yet, in batches; it counts as paid."""
         return self.fallback.debts(self, max_batch)
 
-    def paid(self, batch: Batch) -> None:
-        """Note that the store was charged with a batch of debts."""
-        self.fallback.paid(batch)
+    def unpaid(self, batch: Batch) -> None:
+        """Note that the store may not know of a batch of debts after all."""
+        self.fallback.unpaid(batch)
 
     def leave_outage(self, replayed: int) -> None:
         """Note that the store decides again."""

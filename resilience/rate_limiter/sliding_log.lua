@@ -11,7 +11,7 @@ end
 
 local function log_entry(text)
   local moment, total, weight, written = string.match(text or '', '^(%S+) (%S+) (%S+) (%S+)$')
-  moment, total, weight, written = tonumber(moment), tonumber(total), tonumber(weight), tonumber(written)
+  moment, total, weight, written = sane_number(moment), sane_number(total), sane_number(weight), sane_number(written)
   if moment and total and weight and written then
     return {moment = moment, total = total, weight = weight, written = written}
   end
@@ -43,12 +43,19 @@ function sliding_log.load(rule, tokens, at, now, key)
   if kind ~= 'none' and kind ~= 'list' then -- nothing of ours
     redis.call('DEL', key)
   end
+  local dirty, length = false, redis.call('LLEN', key)
   state.last = log_entry(redis.call('LINDEX', key, -1))
+  while length > 0 and not state.last do -- nothing of ours
+    redis.call('RPOP', key)
+    length, state.last = length - 1, log_entry(redis.call('LINDEX', key, -1))
+  end
   if state.last and state.last.written > now then
     log_shift(state, state.last.written - now, now)
+    dirty = true
   end
   if state.last and state.last.moment - now > rule.longest then -- nothing of ours wrote that
     log_shift(state, state.last.moment - now, now)
+    dirty = true
   end
   while state.last do
     state.first = log_entry(redis.call('LINDEX', key, 0))
@@ -56,7 +63,7 @@ function sliding_log.load(rule, tokens, at, now, key)
     redis.call('LPOP', key)
     if redis.call('LLEN', key) == 0 then state.first, state.last = nil, nil end
   end
-  return state, 0, false
+  return state, 0, dirty
 end
 
 local function log_used(state)
@@ -77,12 +84,12 @@ function sliding_log.wait(rule, state, now, units)
     if #chunk == 0 then break end
     for _, text in ipairs(chunk) do
       local entry = log_entry(text)
-      moment, over = entry.moment, over - entry.weight
+      if entry then moment, over = entry.moment, over - entry.weight end
       if over <= 0 then break end
     end
     position = position + 100
   end
-  return math.max(1, moment + rule.per - now) + 1 -- see ROUNDING in gcra.py
+  return math.max(1, moment + rule.per - now)
 end
 
 function sliding_log.charge(rule, state, now, units, at)
@@ -107,9 +114,26 @@ function sliding_log.refund(rule, state, now, units)
   end
 end
 
-function sliding_log.replay(rule, state, now, level, floor)
-  local used = log_used(state)
-  local weight = math.min(math.max(used + level, floor), rule.most) - used
+-- The newest, for nothing was made of them: see sliding_log.py.
+function sliding_log.withdraw(rule, state, now, units)
+  while units > 0 and state.last do
+    local last = state.last
+    local taken = math.min(units, last.weight)
+    units = units - taken
+    redis.call('RPOP', state.key)
+    if taken < last.weight then
+      last.weight, last.total = last.weight - taken, last.total - taken
+      redis.call('RPUSH', state.key,
+        string.format('%.0f %.0f %.0f %.0f', last.moment, last.total, last.weight, last.written))
+    else
+      state.last = log_entry(redis.call('LINDEX', state.key, -1))
+      if not state.last then state.first = nil end
+    end
+  end
+end
+
+function sliding_log.replay(rule, state, now, used)
+  local weight = math.min(used, rule.most) - log_used(state)
   if weight > 0 then log_push(state, now, weight, now) end
 end
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .decision import Standing
-from .gcra import ROUNDING, longest_wait
+from .gcra import longest_wait
 from .quota import Quota
 
 
@@ -18,8 +18,8 @@ class Log:
     """What was admitted in the last period, and what is reserved ahead: moments in order, with their weight.
 
     Attributes:
-        refused: the smallest cost that a shared store refused when it told this log; 0 if it refused none. What is
-            known of its log here does not say when a smaller cost will fit.
+        refused: the cost that a shared store refused when it told this log; 0 if it refused none. What is known of its
+            log here does not say when another cost will fit.
     """
 
     __slots__ = ("entries", "refused", "used")
@@ -84,7 +84,7 @@ class SlidingLog:
             last, over = at, over - weight
             if over <= 0:
                 break
-        return max(1, last + self.quota.microseconds - now) + ROUNDING
+        return max(1, last + self.quota.microseconds - now)
 
     def charge(self, state: Log | None, now: int, units: int, at: int) -> Log:
         """Enter `units` that pass at the moment `at`, which is now or lies ahead."""
@@ -111,6 +111,18 @@ class SlidingLog:
             if taken < weight:
                 state.entries.appendleft((at, weight - taken))
         return state if state.entries else None
+
+    def withdraw(self, state: Log | None, now: int, units: int) -> Log | None:  # noqa: ARG002 - as `Rule` has it
+        """Take back `units` that were reserved last and have not passed: the newest, for nothing was made of them."""
+        left = units * self.unit
+        while state is not None and left > 0 and state.entries:
+            at, weight = state.entries.pop()
+            taken = min(left, weight)
+            left -= taken
+            state.used -= taken
+            if taken < weight:
+                state.entries.append((at, weight - taken))
+        return state if state is not None and state.entries else None
 
     def drained(self, state: Log | None, now: int) -> int:
         """Give the microseconds until the last entry is a period old."""
@@ -161,14 +173,19 @@ class SlidingLog:
         standing = Standing(self.quota, max(0, self.capacity - used), wait, drained)
         if used == 0:
             return None, standing
-        log = Log()
-        log.add(now + (wait or drained) - self.quota.microseconds, used)
+        log, since = Log(), now - self.quota.microseconds
+        if (
+            0 < wait < drained and used > 1
+        ):  # all but one unit leaves when the call fits, the last when the log is empty
+            log.add(since + wait, used - 1)
+            used = 1
+        log.add(since + drained, used)
         log.refused = cost if wait else 0
         return log, standing
 
     def refuses(self, state: Log | None, cost: int) -> bool:
-        """Tell whether what is known of a shared log is enough to refuse `cost` here."""
-        return state is not None and 0 < state.refused <= cost
+        """Tell whether what is known of a shared log is enough to answer a call of `cost` here, if it is refused."""
+        return state is None or state.refused == cost
 
     def _used(self, state: Log | None, now: int) -> int:
         if state is None:

@@ -69,11 +69,11 @@ the steps calls `end_recovery` when they end, or will not be made."""
 class Debtor(Protocol):
     """A limiter that may owe the store what it admitted without it."""
 
-    def debts(self, max_batch: int) -> Iterator[tuple[Batch, int]]:
-        """Give what is owed, in batches, with the units in each."""
+    def debts(self, max_batch: int) -> Iterator[Batch]:
+        """Give what is owed, in batches; it counts as paid."""
 
-    def paid(self, batch: Batch) -> None:
-        """Note that the store was charged with a batch."""
+    def unpaid(self, batch: Batch) -> None:
+        """Note that the store may not know of a batch after all. It may be told twice."""
 
     def leave_outage(self, replayed: int) -> None:
         """Note that the store decides again, and how many units it was charged with."""
@@ -201,7 +201,8 @@ class SharedStore:
         """Take in that a trip failed, `certain` if nothing can have come of it; its callers learn that."""
         permit.failure(error if isinstance(error, Exception) else ConnectionError())
         self._refresh_at.clear()
-        self.lose(type_name(error))
+        code = getattr(error, "code", "")  # the first word of a server's answer, such as "READONLY"
+        self.lose(f"{type_name(error)} {code}" if code else type_name(error))
         batch.fail(self.cause, certain=certain)
 
     # --- an outage ---
@@ -244,12 +245,11 @@ class SharedStore:
             if (yield from self._probe()):
                 replayed: dict[Debtor, int] = {}
                 for _ in range(REPLAY_ROUNDS):  # callers go on meanwhile, and owe again
-                    if not (yield from self._replay(replayed)):
+                    if not (yield from self._replay(self._debts(), replayed)):
                         break
                 if self.breaker.state is not CircuitState.CLOSED:
                     continue
-                self._find(replayed)
-                yield from self._replay(replayed)
+                yield from self._replay(self._find(replayed), replayed)
                 # Not before: a share is what it was during the outage until all of it is charged, and the first who is
                 # back finds no other instance noted.
                 self._count_instances()
@@ -279,37 +279,46 @@ class SharedStore:
             permit.success()
         return self.breaker.state is CircuitState.CLOSED
 
-    def _replay(self, replayed: dict[Debtor, int]) -> Generator[Call, Any, bool]:
+    def _debts(self) -> Iterator[tuple[Debtor, Batch]]:
+        """Give what all limiters owe, with those who do."""
+        for limiter in list(self.limiters):
+            for batch in limiter.debts(self.max_batch):
+                yield limiter, batch
+
+    def _replay(self, debts: Iterator[tuple[Debtor, Batch]], replayed: dict[Debtor, int]) -> Generator[Call, Any, bool]:
         """Charge the store with what was admitted without it; tell whether there was anything."""
         some = False
-        for limiter in list(self.limiters):
-            for batch, units in limiter.debts(self.max_batch):
-                some = True
-                keys, arguments = batch.encode()
-                try:
-                    permit = self.breaker.acquire()
-                except CircuitOpenError:
-                    return False
-                try:
-                    yield Call(self.shard_of(batch.items[0].request.key), keys, ["", *arguments], PROBE_SECONDS)
-                except Exception as error:  # noqa: BLE001 - as above
-                    permit.failure(error)
-                    return False
-                except BaseException:
-                    permit.drop()
-                    raise
-                permit.success()
-                limiter.paid(batch)
-                replayed[limiter] = replayed.get(limiter, 0) + units
+        for limiter, batch in debts:
+            some = True
+            keys, arguments = batch.encode()
+            try:
+                permit = self.breaker.acquire()
+            except CircuitOpenError:
+                limiter.unpaid(batch)
+                return False
+            try:
+                yield Call(self.shard_of(batch.items[0].request.key), keys, ["", *arguments], PROBE_SECONDS)
+            except Exception as error:  # noqa: BLE001 - as above
+                limiter.unpaid(batch)
+                permit.failure(error)
+                return False
+            except BaseException:
+                limiter.unpaid(batch)
+                permit.drop()
+                raise
+            permit.success()
+            replayed[limiter] = replayed.get(limiter, 0) + sum(item.request.cost for item in batch.items)
         return some
 
-    def _find(self, replayed: dict[Debtor, int]) -> None:
-        """Note that the store is within reach again."""
+    def _find(self, replayed: dict[Debtor, int]) -> Iterator[tuple[Debtor, Batch]]:
+        """Note that the store is within reach again; give what was admitted in the last moment before."""
         with self._lock:
             self.reachable, self.cause = True, ""
             self._trust_at = self.now() + self._lease
+        last = list(self._debts())  # before all that is known of it is forgotten
         for limiter in list(self.limiters):
             limiter.leave_outage(replayed.get(limiter, 0))
+        return iter(last)
 
     def stop_recovery(self) -> None:
         """Let whoever looks after the store stop at the next step."""

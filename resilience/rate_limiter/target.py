@@ -6,18 +6,16 @@ seconds; no retries, then three, then ten with pauses), and a limiter that retri
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import redis
 import redis.asyncio
-import redis.asyncio.cluster
 import redis.asyncio.connection
-import redis.asyncio.sentinel
-import redis.cluster
 import redis.connection
-import redis.sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -25,15 +23,14 @@ from redis.retry import Retry
 from resilience.checks import shown
 from resilience.errors import ConfigurationError
 
-# redis-py types its connections and sentinels in part only.
+# redis-py types its connections in part only.
 _async_connections: Any = redis.asyncio.connection
-_async_sentinel: Any = redis.asyncio.sentinel
 _connections: Any = redis.connection
-_sentinel: Any = redis.sentinel
-_async_cluster: Any = redis.asyncio.cluster
-_cluster: Any = redis.cluster
 
-SCHEMES: Final = {
+Address: TypeAlias = tuple[str, int]
+Kind: TypeAlias = Literal["single", "sentinel", "cluster"]
+
+_PLAIN: Final = {
     "redis": "redis",
     "rediss": "rediss",
     "unix": "unix",
@@ -66,14 +63,18 @@ class Target:
         service: what sentinels call the primary.
         sentinel_options: how to connect to the sentinels.
         tls: whether connections are encrypted.
+        sentinel_tls: whether those to the sentinels are.
+        remap: where a node of a cluster is, if not where the cluster says.
     """
 
-    kind: Literal["single", "sentinel", "cluster"]
-    addresses: tuple[tuple[str, int], ...]
+    kind: Kind
+    addresses: tuple[Address, ...]
     options: dict[str, Any] = field(repr=False)
     service: str = ""
     sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
     tls: bool = False
+    sentinel_tls: bool = False
+    remap: Callable[[Address], Address] | None = None
 
     def __str__(self) -> str:
         """Tell the place, without user, password or anything else that is nobody's business."""
@@ -89,6 +90,17 @@ def target_of(url_or_client: object) -> Target:
         ConfigurationError: neither a URL that we know nor a client of redis-py. No part of the URL but its scheme is
             shown: it may hold a password.
     """
+    target = _found(url_or_client)
+    try:
+        sync_connection(node_of(target, target.addresses[0]) if target.addresses else target)
+    except Exception as error:  # noqa: BLE001 - redis-py checks some options when it makes a connection
+        raise ConfigurationError(
+            f"options of url_or_client must make a connection of redis-py, got {type(error).__name__}"
+        ) from None
+    return target
+
+
+def _found(url_or_client: object) -> Target:
     if isinstance(url_or_client, str):
         return _target_of_url(url_or_client)
     if isinstance(url_or_client, redis.RedisCluster | redis.asyncio.RedisCluster):
@@ -116,6 +128,7 @@ def target_of(url_or_client: object) -> Target:
             service=pool.service_name,
             sentinel_options={name: value for name, value in _kept(first[0]).items() if name not in ("host", "port")},
             tls=_is_tls(pool.connection_class),
+            sentinel_tls=_is_tls(manager.sentinels[0].connection_pool.connection_class),
         )
     return _single(options, tls=_is_tls(pool.connection_class))
 
@@ -129,21 +142,24 @@ def _single(options: dict[str, Any], *, tls: bool) -> Target:
 
 def _target_of_cluster(client: Any) -> Target:
     manager = client.nodes_manager
-    nodes = manager.startup_nodes.values()
-    options = _kept(getattr(client, "connection_kwargs", None) or manager.connection_kwargs)
-    options.pop("host", None)
-    options.pop("port", None)
-    options.pop("db", None)
-    tls = "ssl" in options or _is_tls(manager.connection_kwargs.get("connection_class"))
-    return Target(kind="cluster", addresses=tuple((n.host, int(n.port)) for n in nodes), options=options, tls=tls)
+    nodes = {**manager.startup_nodes, **manager.nodes_cache}.values()  # the first ones leave out who failed
+    given = {**manager.connection_kwargs, **(getattr(client, "connection_kwargs", None) or {})}
+    options = {name: value for name, value in _kept(given).items() if name not in ("host", "port", "db")}
+    return Target(
+        kind="cluster",
+        addresses=tuple((node.host, int(node.port)) for node in nodes),
+        options=options,
+        tls=bool(given.get("ssl")) or _is_tls(given.get("connection_class")),
+        remap=manager.address_remap,
+    )
 
 
 def _kept(options: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in options.items()
-        if value is not None and (name in _KEPT or (name.startswith("ssl_") and name != "ssl_context"))
-    }
+        if value is not None and (name in _KEPT or name.startswith("ssl_")) and type(value) is not object
+    }  # redis-py 8 has plain objects for defaults
 
 
 def _is_tls(kind: object) -> bool:
@@ -154,12 +170,11 @@ def _is_tls(kind: object) -> bool:
 def _target_of_url(url: str) -> Target:
     scheme, separator, _ = url.partition("://")
     scheme = scheme.lower()
-    if not separator or scheme not in SCHEMES:
+    if not separator or scheme not in _PLAIN:
         said = shown(scheme[:20]) if separator else "one without '://'"
-        raise ConfigurationError(f"url must begin with {', '.join(f'{one}://' for one in SCHEMES)}; got {said}")
+        raise ConfigurationError(f"url must begin with {', '.join(f'{one}://' for one in _PLAIN)}; got {said}")
     try:
-        parts = urlsplit(url)
-        return _target_of_parts(scheme, parts, url)
+        return _target_of_parts(scheme, urlsplit(url))
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - urllib and redis-py raise many kinds, whose text may show the password
@@ -168,34 +183,108 @@ def _target_of_url(url: str) -> Target:
         ) from None
 
 
-def _target_of_parts(scheme: str, parts: SplitResult, url: str) -> Target:
-    plain = f"{SCHEMES[scheme]}://{url.partition('://')[2]}"
-    tls = SCHEMES[scheme] == "rediss"
-    if "+" not in scheme:
-        pool = _connections.ConnectionPool.from_url(plain)
-        return _single(_kept(pool.connection_kwargs), tls=tls)
+def _target_of_parts(scheme: str, parts: SplitResult) -> Target:
+    kind: Kind = "cluster" if "cluster" in scheme else "sentinel" if "sentinel" in scheme else "single"
+    if parts.fragment or "@" in parts.path + parts.query:  # a password with one of / ? # ends the part of the hosts
+        raise ConfigurationError("url must have special characters written as %23 and the like")
     credentials, _, hosts = parts.netloc.rpartition("@")
-    addresses = tuple(_address(host, 26379 if "sentinel" in scheme else 6379) for host in hosts.split(","))
     query = f"?{parts.query}" if parts.query else ""
-    pool = _connections.ConnectionPool.from_url(f"{SCHEMES[scheme]}://{credentials}@host{query}")
-    options = {name: value for name, value in _kept(pool.connection_kwargs).items() if name not in ("host", "port")}
+    given = _connections.ConnectionPool.from_url(f"{_PLAIN[scheme]}://{credentials}@host{query}").connection_kwargs
+    if given.keys() - _known_options():
+        raise ConfigurationError("url must have no options after its '?' but those that redis-py knows")
+    options = {name: value for name, value in _kept(given).items() if name not in ("host", "port")}
+    if _PLAIN[scheme] == "unix":
+        if hosts or not parts.path:
+            raise ConfigurationError("url must name the path of the socket, as in unix:///run/redis.sock")
+        return Target(kind="single", addresses=(), options=options | {"path": unquote(parts.path)})
+    addresses = tuple(_address(host, 26379 if kind == "sentinel" else 6379) for host in hosts.split(","))
+    if kind == "single" and len(addresses) > 1:
+        raise ConfigurationError("url must name one host; several are redis+cluster:// or redis+sentinel://")
+    service, options["db"] = _path_of(parts, kind, scheme, options.get("db", 0))
+    tls = _PLAIN[scheme] == "rediss"
+    if kind != "sentinel":
+        return Target(kind=kind, addresses=addresses, options=options, tls=tls)
+    login = {name: given.get(f"sentinel_{name}") for name in ("username", "password")}
+    encryption = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    return Target(
+        kind="sentinel",
+        addresses=addresses,
+        options=options,
+        service=service,
+        sentinel_options=_kept(login) | encryption,
+        tls=tls,
+        sentinel_tls=tls,
+    )
+
+
+def _path_of(parts: SplitResult, kind: Kind, scheme: str, database: int) -> tuple[str, int]:
+    """Give the service and the database that a URL names after its hosts."""
     path = [unquote(part) for part in parts.path.split("/") if part]
-    if "cluster" in scheme:
-        if path and path != ["0"]:
-            raise ConfigurationError("url must name no database: a cluster has only number 0")
-        return Target(kind="cluster", addresses=addresses, options=options, tls=tls)
-    if not 1 <= len(path) <= 2 or (len(path) == 2 and not path[1].isdecimal()):
-        raise ConfigurationError(f"url must end in the service's name, as in {scheme}://host:26379/mymaster/0")
-    if len(path) == 2:
-        options["db"] = int(path[1])
-    return Target(kind="sentinel", addresses=addresses, options=options, service=path[0], tls=tls)
+    service = ""
+    if kind == "sentinel":
+        if not path or path[0].isdecimal():
+            raise ConfigurationError(f"url must name the service, as in {scheme}://host:26379/mymaster/0")
+        service = path.pop(0)
+    if len(path) > 1 or not all(part.isdecimal() and part.isascii() for part in path) or database < 0:
+        raise ConfigurationError("url must end in the number of a database, from 0 on, or in none")
+    database = int(path[0]) if path else database
+    if kind == "cluster" and database:
+        raise ConfigurationError("url must name no database: a cluster has only number 0")
+    return service, database
 
 
-def _address(text: str, default_port: int) -> tuple[str, int]:
+def _known_options() -> set[str]:
+    """Give the options that redis-py takes in a URL, and ours."""
+    kinds = (
+        *(_connections.ConnectionPool, _connections.AbstractConnection, _connections.Connection),
+        *(_connections.SSLConnection, _async_connections.SSLConnection, _connections.UnixDomainSocketConnection),
+    )
+    known = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    return known | {"timeout", "sentinel_username", "sentinel_password"}
+
+
+def _address(text: str, default_port: int) -> Address:
     one = urlsplit(f"//{text}")
     if not one.hostname:
-        raise ConfigurationError("url must name a host before each comma")
-    return one.hostname, one.port or default_port
+        raise ConfigurationError("url must name a host, and one before each comma")
+    try:
+        port = default_port if one.port is None else one.port
+    except ValueError:
+        port = 0
+    if not port:
+        raise ConfigurationError("url must have ports from 1 to 65535")
+    return one.hostname, port
+
+
+def node_of(target: Target, address: Address) -> Target:
+    """Give one node of a cluster, or the primary that a sentinel named, as a server of its own."""
+    return replace(target, kind="single", addresses=(address,), service="")
+
+
+def sentinel_of(target: Target, address: Address) -> Target:
+    """Give one of the sentinels as a server of its own."""
+    options = target.sentinel_options
+    return Target(kind="single", addresses=(address,), options=options, tls=target.sentinel_tls)
+
+
+def async_connection(target: Target) -> Any:
+    """Make an unconnected asyncio connection to one server. Timeouts are the caller's."""
+    options = _patience(AsyncRetry(NoBackoff(), 0)) | {"socket_timeout": None}
+    if not target.addresses:
+        return _async_connections.UnixDomainSocketConnection(**target.options, **options)
+    kind = _async_connections.SSLConnection if target.tls else _async_connections.Connection
+    host, port = target.addresses[0]
+    return kind(host=host, port=port, **_known_to(kind, target.options), **options)
+
+
+def sync_connection(target: Target) -> Any:
+    """Make an unconnected blocking connection to one server."""
+    options = _patience(Retry(NoBackoff(), 0)) | {"socket_timeout": CONNECT_TIMEOUT}
+    if not target.addresses:
+        return _connections.UnixDomainSocketConnection(**target.options, **options)
+    kind = _connections.SSLConnection if target.tls else _connections.Connection
+    host, port = target.addresses[0]
+    return kind(host=host, port=port, **_known_to(kind, target.options), **options)
 
 
 def _patience(retry: object) -> dict[str, Any]:
@@ -211,75 +300,20 @@ def _patience(retry: object) -> dict[str, Any]:
     }
 
 
-def async_connection_maker(target: Target) -> Any:
-    """Give a function that makes an unconnected asyncio connection. Timeouts of reading are the caller's."""
-    options = target.options | _patience(AsyncRetry(NoBackoff(), 0)) | {"socket_timeout": None}
-    if target.kind == "sentinel":
-        manager = _async_sentinel.Sentinel(
-            target.addresses,
-            sentinel_kwargs=target.sentinel_options | _sentinel_patience(AsyncRetry(NoBackoff(), 0)),
-            **options,
-        )
-        pool = _async_sentinel.SentinelConnectionPool(target.service, manager, ssl=target.tls, **options)
-        return lambda: pool.connection_class(**pool.connection_kwargs)
-    if not target.addresses:
-        return lambda: _async_connections.UnixDomainSocketConnection(**options)
-    kind = _async_connections.SSLConnection if target.tls else _async_connections.Connection
-    host, port = target.addresses[0]
-    return lambda: kind(host=host, port=port, **options)
+def check_for_asyncio(target: Target) -> None:
+    """Refuse options of encryption that redis-py knows in its blocking connections only.
+
+    Raises:
+        ConfigurationError: names them.
+    """
+    if target.tls:
+        known = _known_to(_async_connections.SSLConnection, target.options)
+        unknown = [name for name, value in target.options.items() if value and name not in known]
+        if unknown:
+            raise ConfigurationError(f"options of url_or_client must work on asyncio, got {', '.join(unknown)}")
 
 
-def sync_connection_maker(target: Target) -> Any:
-    """Give a function that makes an unconnected blocking connection."""
-    options = target.options | _patience(Retry(NoBackoff(), 0)) | {"socket_timeout": CONNECT_TIMEOUT}
-    if target.kind == "sentinel":
-        manager = _sentinel.Sentinel(
-            list(target.addresses),
-            sentinel_kwargs=target.sentinel_options | _sentinel_patience(Retry(NoBackoff(), 0)),
-            **options,
-        )
-        pool = _sentinel.SentinelConnectionPool(target.service, manager, ssl=target.tls, **options)
-        return lambda: pool.connection_class(**pool.connection_kwargs)
-    if not target.addresses:
-        return lambda: _connections.UnixDomainSocketConnection(**options)
-    kind = _connections.SSLConnection if target.tls else _connections.Connection
-    host, port = target.addresses[0]
-    return lambda: kind(host=host, port=port, **options)
-
-
-def _sentinel_patience(retry: object) -> dict[str, Any]:
-    return {name: value for name, value in _patience(retry).items() if name not in ("decode_responses", "protocol")} | {
-        "socket_timeout": CONNECT_TIMEOUT / 4  # several are asked, one after the other
-    }
-
-
-def make_async_cluster(target: Target) -> Any:
-    """Make an asyncio client of the cluster that resends only what a node refused to run."""
-    options = target.options | _patience(None) | _cluster_retry(AsyncRetry(NoBackoff(), 0))
-    nodes = [_async_cluster.ClusterNode(host, port) for host, port in target.addresses]
-    return _async_cluster.RedisCluster(startup_nodes=nodes, ssl=target.tls, **_without_retries_of_nodes(options))
-
-
-def make_sync_cluster(target: Target) -> Any:
-    """Make a blocking client of the cluster that resends only what a node refused to run."""
-    options = target.options | _patience(None) | _cluster_retry(Retry(NoBackoff(), 0))
-    nodes = [_cluster.ClusterNode(host, port) for host, port in target.addresses]
-    return _cluster.RedisCluster(startup_nodes=nodes, ssl=target.tls, **_without_retries_of_nodes(options))
-
-
-def _cluster_retry(retry: object) -> dict[str, Any]:
-    if int(redis.__version__.partition(".")[0]) < 6:
-        return {"retry": retry, "cluster_error_retry_attempts": 0}
-    return {"retry": retry}
-
-
-def _without_retries_of_nodes(options: dict[str, Any]) -> dict[str, Any]:
-    dropped = (
-        ("retry_on_error", "retry_on_timeout", "client_name")
-        if options.get("client_name") is None
-        else (
-            "retry_on_error",
-            "retry_on_timeout",
-        )
-    )
-    return {name: value for name, value in options.items() if name not in dropped} | {"socket_timeout": CONNECT_TIMEOUT}
+def _known_to(kind: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Give the options without those of encryption that `kind` does not have: sync and asyncio ones differ."""
+    known = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in options.items() if not name.startswith("ssl_") or name in known}

@@ -12,8 +12,10 @@ from typing import Any, Final
 from resilience.breaker import Permit
 
 from .batch import Batch, Caller, Item, Pending, Request, Wake
-from .lines import AsyncClusterLine, AsyncLine, Refused, make_async_line, refused_to_run
+from .cluster import AsyncClusterLine, AsyncNodes
+from .lines import AsyncLine, Refused, refused_to_run
 from .store import Call, SharedStore
+from .target import check_for_asyncio
 
 MAX_FLYING: Final = 4
 """Trips under way at once, on one connection, so that they keep their order. A further one starts only when the next
@@ -44,13 +46,15 @@ class _Shard:
 class _Flight:
     """One trip under way."""
 
-    __slots__ = ("batch", "began", "overdue", "permit", "refreshing", "shard")
+    __slots__ = ("batch", "began", "overdue", "permit", "refreshing", "sent", "shard")
 
     def __init__(self, shard: _Shard, batch: Batch, permit: Permit) -> None:
         self.shard = shard
         self.batch = batch
         self.permit = permit
         self.refreshing = False
+        self.sent = True
+        """Whether a server may have run it, unless it said that it did not."""
         self.began = 0.0
         self.overdue: asyncio.TimerHandle | None = None
 
@@ -59,13 +63,14 @@ class AsyncioTrips:
     """Everything that one store does on one loop. Ends with the loop, or with `close`."""
 
     def __init__(self, store: SharedStore, loop: asyncio.AbstractEventLoop) -> None:
+        check_for_asyncio(store.target)
         self._store = store
         self._loop = loop
         self._shards: dict[int, _Shard] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._flights: set[_Flight] = set()
         self._landed: asyncio.Future[None] | None = None  # for whoever waits for the last flight
-        self._cluster_line: AsyncClusterLine | None = None
+        self._nodes = AsyncNodes(store.target) if store.target.kind == "cluster" else None
         self._end: AsyncGenerator[None, None] | None = None
 
     async def ask(self, request: Request) -> tuple[Item, int]:
@@ -157,7 +162,7 @@ class AsyncioTrips:
             if self._end is None:
                 await self._watch_for_the_end()
             async with asyncio.timeout_at(batch.deadline):
-                await line.connect()
+                await line.connect(batch.deadline - self._loop.time())
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
             self._store.fail(permit, error, batch, certain=True)
             self._fail_pending()
@@ -188,23 +193,28 @@ class AsyncioTrips:
             self._land(flight, error)
 
     async def _fly(self, flight: _Flight, line: AsyncClusterLine, keys: list[str], arguments: list[str | int]) -> None:
-        """Make a trip to a cluster, whose client needs a task."""
+        """Make a trip to a cluster, which takes a task: a node may send it on to another."""
+        trip = line.begin()
         try:
             if self._end is None:
                 await self._watch_for_the_end()
-            async with asyncio.timeout_at(flight.batch.deadline):
-                answer: bytes | Exception = await line.call(keys, arguments)
+            deadline = flight.batch.deadline
+            async with asyncio.timeout_at(deadline):
+                answer: bytes | Exception = await trip.call(keys, arguments, deadline - self._loop.time())
         except Exception as error:  # noqa: BLE001 - as above
+            flight.sent = trip.sent
             answer = error
         except BaseException:
             flight.permit.drop()
-            flight.batch.fail("cancelled", certain=False)
+            flight.batch.fail("cancelled", certain=not trip.sent)
             self._gone(flight)
             raise
         self._land(flight, answer)
 
     def _land(self, flight: _Flight, answer: bytes | Exception) -> None:
         """Take in what a trip brought."""
+        if flight not in self._flights:  # it was abandoned
+            return
         shard, batch, line = flight.shard, flight.batch, flight.shard.line
         if flight.overdue is not None:
             flight.overdue.cancel()
@@ -225,7 +235,7 @@ class AsyncioTrips:
             except Exception as error:  # noqa: BLE001 - a reply that makes no sense, of a script that is not ours
                 answer = error
         if isinstance(answer, Exception):
-            certain = not line.sent or refused_to_run(answer)
+            certain = not flight.sent or (isinstance(line, AsyncLine) and refused_to_run(answer))
             self._store.fail(flight.permit, answer, batch, certain=certain)
             self._fail_pending()
             self._recover()
@@ -237,7 +247,8 @@ class AsyncioTrips:
         self._start(shard)
 
     async def _close_and_start(self, shard: _Shard) -> None:
-        await shard.line.close()
+        if not shard.connecting:  # another trip has heard the same, and is already on it
+            await shard.line.close()
         self._start(shard)
 
     def _gone(self, flight: _Flight) -> None:
@@ -259,12 +270,7 @@ class AsyncioTrips:
             shard.pending.fail(self._store.cause)
 
     def _new_line(self) -> AsyncLine | AsyncClusterLine:
-        if self._cluster_line is not None:
-            return self._cluster_line
-        line = make_async_line(self._store.target)
-        if isinstance(line, AsyncClusterLine):
-            self._cluster_line = line
-        return line
+        return AsyncLine(self._store.target) if self._nodes is None else AsyncClusterLine(self._nodes)
 
     # --- recovery ---
 
@@ -283,6 +289,8 @@ class AsyncioTrips:
         line = self._shard(0).line
         answer: Any = None
         try:
+            if self._end is None:
+                await self._watch_for_the_end()
             while True:
                 step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
                 answer = await (asyncio.sleep(step) if isinstance(step, float) else self._try(line, step))
@@ -295,7 +303,7 @@ class AsyncioTrips:
     async def _try(line: AsyncLine | AsyncClusterLine, call: Call) -> bytes | Exception:
         try:
             async with asyncio.timeout(call.seconds):
-                return await line.call(call.keys, call.arguments)
+                return await line.call(call.keys, call.arguments, call.seconds)
         except Exception as error:  # noqa: BLE001 - it is what the steps want to know
             return error
 
@@ -310,7 +318,17 @@ class AsyncioTrips:
         try:
             yield
         finally:
+            self._abandon_flights()
             await self._close_lines()
+
+    def _abandon_flights(self) -> None:
+        """Let nobody wait for the trips under way: that this loop ends says nothing about the store."""
+        for flight in list(self._flights):
+            if flight.overdue is not None:
+                flight.overdue.cancel()
+            flight.permit.drop()
+            self._gone(flight)
+            flight.batch.fail("closed", certain=False)
 
     async def close(self) -> None:
         """Wait for the trips under way, which end within the budget, and close all lines."""
@@ -318,6 +336,7 @@ class AsyncioTrips:
         if self._flights:
             self._landed = self._loop.create_future()
             await asyncio.wait([self._landed], timeout=self._store.budget * 2)
+            self._abandon_flights()
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
         for task in tasks:
@@ -340,11 +359,14 @@ class AsyncioTrips:
         line = self._shard(0).line
         if self._store.reachable and (isinstance(line, AsyncClusterLine) or line.is_ready):
             for call in self._store.farewells():
-                await self._try(line, call)
+                if isinstance(await self._try(line, call), Exception):
+                    break  # the next one would wait just as long
 
     async def _close_lines(self) -> None:
         for shard in self._shards.values():
             await shard.line.close()
+        if self._nodes is not None:
+            await self._nodes.close()
 
 
 def _resolve(future: asyncio.Future[None], _: Item) -> None:

@@ -13,7 +13,8 @@ from .batch import Batch, Caller, Item, Pending, Request, Unreachable, Wake
 from .store import Call, SharedStore
 
 if TYPE_CHECKING:
-    from .lines import SyncClusterLine, SyncLine
+    from .cluster import SyncClusterLine
+    from .lines import SyncLine
 
 IDLE: Final = 10.0
 """Seconds without work after which the thread ends, and closes its line."""
@@ -72,6 +73,7 @@ class ThreadTrips:
         self._steps: Any = None
         self._next_step_at = 0.0
         self._answer: Any = None
+        self._probing: SyncLine | SyncClusterLine | None = None
 
     # --- asking ---
 
@@ -157,7 +159,8 @@ class ThreadTrips:
                 work(lines)
             if self._closing and self._store.reachable and lines.is_open:
                 for call in self._store.farewells():
-                    self._try(lines, call)
+                    if isinstance(self._try(lines, call), Exception):
+                        break  # the next one would wait just as long
         finally:
             lines.close()
 
@@ -172,6 +175,9 @@ class ThreadTrips:
                         batch = pending.batches.popleft()
                         self._pending[number] = self._pending.pop(number)  # the next shard comes next
                         return partial(self._trip, number, batch)
+                if self._steps is not None and self._closing:  # it began when `close` was looking already
+                    steps, self._steps = self._steps, None
+                    return partial(self._leave_off, steps)
                 if self._steps is not None and now >= self._next_step_at:
                     return self._step
                 if self._closing or (self._steps is None and now - idle_since >= IDLE):
@@ -194,7 +200,7 @@ class ThreadTrips:
                 ago = time.monotonic() - began
                 store.settle(permit, reply, batch, shard=number, ago=ago, refreshing=refreshing)
             except BaseException as error:  # noqa: BLE001 - the thread outlives everything, and the callers get an answer
-                store.fail(permit, error, batch, certain=not line.sent or lines.refused_to_run(error))
+                store.fail(permit, error, batch, certain=not line.sent or lines.refused(error))
                 self._fail_pending()
         for item in batch.items:
             self._refund(item, item.excess())
@@ -221,6 +227,8 @@ class ThreadTrips:
     def _step(self, lines: _Lines) -> None:
         """Do what the steps say: sleep, or make a call and report what came of it."""
         steps = self._steps
+        if steps is None:  # closed meanwhile
+            return
         try:
             step = steps.throw(self._answer) if isinstance(self._answer, Exception) else steps.send(self._answer)
         except BaseException as error:
@@ -236,12 +244,20 @@ class ThreadTrips:
         else:
             self._answer, self._next_step_at = self._try(lines, step), 0.0
 
-    @staticmethod
-    def _try(lines: _Lines, call: Call) -> bytes | Exception:
+    def _leave_off(self, steps: Any, lines: _Lines) -> None:
+        """Let somebody else look after the store: this thread ends."""
+        del lines
+        steps.close()
+        self._store.end_recovery()
+
+    def _try(self, lines: _Lines, call: Call) -> bytes | Exception:
+        line = self._probing = lines.of(call.shard)
         try:
-            return lines.of(call.shard).call(call.keys, call.arguments, call.seconds)
+            return line.call(call.keys, call.arguments, call.seconds)
         except Exception as error:  # noqa: BLE001 - it is what the steps want to know
             return error
+        finally:
+            self._probing = None
 
     # --- the end ---
 
@@ -249,7 +265,12 @@ class ThreadTrips:
         """Start afresh in a forked child: the thread is the parent's, and so are the callers."""
         self._work = threading.Condition()
         self._pending.clear()
-        self._thread = self._steps = self._answer = None
+        self._thread = self._steps = self._answer = self._probing = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None
 
     def close(self) -> None:
         """End the thread after the trips that callers wait for; blocks for as long as one trip takes."""
@@ -261,6 +282,9 @@ class ThreadTrips:
             with suppress(ValueError):  # the thread is in the middle of it, and closes it itself
                 steps.close()
             self._store.end_recovery()
+            probing = self._probing
+            if probing is not None:  # nobody waits for it, and it may take longer than whoever closes wants to
+                probing.interrupt()
         if thread is not None and thread is not threading.current_thread():
             thread.join(self._store.budget * 2 + PATIENCE)
 
@@ -269,18 +293,22 @@ class _Lines:
     """The lines of the thread: one to a server, or the client of a cluster."""
 
     def __init__(self, store: SharedStore) -> None:
-        from . import lines  # noqa: PLC0415 - imports redis-py, which takes longer than all of ours
+        from . import cluster, lines  # noqa: PLC0415 - import redis-py, which takes longer than all of ours
 
-        self._lines = lines
-        self.refused_to_run = lines.refused_to_run
+        self._kind = cluster.SyncClusterLine if store.target.kind == "cluster" else lines.SyncLine
+        self._refused_to_run = lines.refused_to_run
         self._store = store
         self._line: SyncLine | SyncClusterLine | None = None
 
     def of(self, number: int) -> SyncLine | SyncClusterLine:
         del number  # a cluster's client finds the node itself
         if self._line is None:
-            self._line = self._lines.make_sync_line(self._store.target)
+            self._line = self._kind(self._store.target)
         return self._line
+
+    def refused(self, error: BaseException) -> bool:
+        """Tell whether the server said that it did nothing. A cluster's line tells that by itself, for all parts."""
+        return self._store.target.kind != "cluster" and self._refused_to_run(error)
 
     @property
     def is_open(self) -> bool:
