@@ -1,21 +1,46 @@
-"""An asyncio event loop on virtual time that tells after each callback, the smallest step that asyncio has."""
+"""An asyncio event loop on virtual time that tells after each callback, the smallest step that asyncio has.
+
+A run must be repeatable, and one thing in it would be up to chance: anyio cancels what is below a scope by walking
+sets, whose order comes from addresses in memory. So tasks and scopes of such a loop are hashed by their number.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio._backends._asyncio import CancelScope
 
 from resilience.testing._asyncio_clock import VirtualEventLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from contextvars import Context
 
     from resilience.testing._idle import Deadlock
     from resilience.testing.clock import VirtualClock
     from resilience.testing.explorer import Watcher
+
+
+def _hash_of_scope(scope: CancelScope) -> int:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None
+    # Other loops, in other threads, are none of our business.
+    return loop.number_of(scope) if isinstance(loop, SteppingLoop) else object.__hash__(scope)
+
+
+@contextmanager
+def _numbered_scopes() -> Iterator[None]:
+    scopes: Any = CancelScope
+    scopes.__hash__ = _hash_of_scope
+    try:
+        yield
+    finally:
+        del scopes.__hash__
 
 
 class _Task(asyncio.Task[Any]):
@@ -38,6 +63,7 @@ class SteppingLoop(VirtualEventLoop):
     def __init__(self, clock: VirtualClock, watcher: Watcher) -> None:
         self._watcher = watcher
         self._started = 0
+        self._scopes: dict[int, int] = {}
         super().__init__(clock)
         self.set_task_factory(self._new_task)
 
@@ -45,10 +71,18 @@ class SteppingLoop(VirtualEventLoop):
         self._started += 1
         return _Task(coroutine, self._started, loop=loop, **options)
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def number_of(self, scope: CancelScope) -> int:
+        """Give the number of a scope in this loop."""
+        return self._scopes.setdefault(id(scope), len(self._scopes))
+
+    def call_soon(  # type: ignore[override]  # says less of its arguments than it could
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         return super().call_soon(self._step, callback, args, context=context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]  # as above
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         return super().call_at(when, self._step, callback, args, context=context)
 
     def _step(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
@@ -65,7 +99,8 @@ class SteppingLoop(VirtualEventLoop):
 def run_in_steps(main: Callable[[], Awaitable[None]], clock: VirtualClock, watcher: Watcher, order: int) -> None:
     """Run `main`. Asyncio has one order only: `order` is not used."""
     del order
-    anyio.run(main, backend="asyncio", backend_options={"loop_factory": lambda: SteppingLoop(clock, watcher)})
+    with _numbered_scopes():
+        anyio.run(main, backend="asyncio", backend_options={"loop_factory": lambda: SteppingLoop(clock, watcher)})
 
 
 def current_task() -> asyncio.Task[Any]:

@@ -1,8 +1,8 @@
 """Explores what cancellation can do to async code: at each await, at each turn of the loop, each task in turn.
 
-A test that cancels a task once shows one moment out of hundreds, and the moment that loses a connection is one loop turn
-long. `explore` runs a scenario without any cancellation first and counts its steps; then it runs it again for each step
-and each task that is alive there, and cancels that task at that moment.
+A test that cancels a task once shows one moment out of hundreds, and the moment that loses a connection is one turn of
+the loop long. `explore` runs a scenario without any cancellation first and counts its steps; then it runs it again for
+each step and each task that is alive there, and cancels that task at that moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib import import_module
 from inspect import isawaitable
 from math import inf
 from time import monotonic
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Literal, Protocol, Self, TypeAlias, TypeVar, get_args
 
 import anyio
@@ -233,23 +233,25 @@ class _Watched:
 
 
 class ExploredGroup:
-    """A task group whose tasks are cancelled in turn. Made by `ExploredRun.task_group`.
-
-    Attributes:
-        cancel_scope: of the group, as anyio's.
-    """
+    """A task group whose tasks are cancelled in turn. Made by `ExploredRun.task_group`."""
 
     def __init__(self, run: _Run[Any]) -> None:
         self._run = run
         self._group = anyio.create_task_group()
-        self.cancel_scope = self._group.cancel_scope
+
+    @property
+    def cancel_scope(self) -> anyio.CancelScope:
+        """The scope of the open group, as anyio's."""
+        return self._group.cancel_scope
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         return self
 
-    async def __aexit__(self, *raised: Any) -> bool | None:
-        return await self._group.__aexit__(*raised)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._group.__aexit__(kind, error, traceback)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any, name: str = "") -> None:
         """Start `function(*args)` as a task."""
