@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -34,13 +35,13 @@ class World:
         self.sick: set[int] = set()
         """Numbers of checks and resets that fail."""
         self.looks = 0
-        self.closing = 0
         self.pool: ConnectionPool[Connection] = ConnectionPool(
             self.connect,
             close=self.close,
             check=self.look if checks else None,
             reset=self.look if resets else None,
             clock=anyio.current_time,
+            rng=random.Random(7),
             debug=True,
             **options,
         )
@@ -57,9 +58,7 @@ class World:
 
     async def close(self, connection: Connection) -> None:
         assert connection.open, "closed twice"
-        self.closing += 1
         await anyio.sleep(STEP)
-        self.closing -= 1
         connection.open = False
 
     async def look(self, connection: Connection) -> None:
@@ -92,7 +91,7 @@ class World:
         with anyio.fail_after(10):
             while (stats := self.pool.stats()).idle < stats.size or stats.connecting or stats.waiting:  # noqa: ASYNC110
                 await anyio.sleep(STEP / 4)
-        assert sum(one.open for one in self.opened) - self.closing == stats.size, stats
+        assert (stats.leased, stats.reserved) == (0, 0)
         leases = [await self.pool.acquire(timeout=10) for _ in range(stats.max_size)]
         for lease in leases:
             lease.release()
