@@ -29,9 +29,9 @@ RESULTS = Path(__file__).parent / "results"
 SCRATCH = RESULTS / "scratch"
 
 Sample = Callable[[int], Awaitable[float]]
-"""Makes so many calls and tells the seconds they took together, or in a row of bytes what they left behind."""
+"""Makes so many calls and tells the seconds they took together; in a row of bytes or connects, how many there were."""
 
-Unit = Literal["ns", "us", "ms", "calls/s", "bytes"]
+Unit = Literal["ns", "us", "ms", "calls/s", "bytes", "connects"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ def in_unit(seconds_per_call: float, unit: Unit) -> float:
     """Convert seconds per call."""
     if unit == "calls/s":
         return 1 / seconds_per_call
-    return seconds_per_call * {"ns": 1e9, "us": 1e6, "ms": 1e3, "bytes": 1.0}[unit]
+    return seconds_per_call * {"ns": 1e9, "us": 1e6, "ms": 1e3, "bytes": 1.0, "connects": 1.0}[unit]
 
 
 def judged(bar: Bar, medians: dict[str, float | None]) -> dict[str, Any]:
