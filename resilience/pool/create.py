@@ -146,9 +146,9 @@ def _find_factory(scheme: str) -> Factory:
     module, _, function = place.partition(":")
     try:
         factory: Factory = getattr(import_module(f".adapters.{module}", __package__), function)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != package:
-            raise
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] != package:
+            raise  # not about the driver; psycopg without libpq names nothing
         raise ConfigurationError(f"{scheme}:// needs the package {package}: {_installed_by(extra)}") from error
     return factory
 

@@ -70,10 +70,10 @@ class _Once(_Base):
         return await super().send_command(*args, **kwargs)
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> Any:
-        commands = [tuple(command) for command in commands]
-        for command in commands:
+        listed = [tuple(command) for command in commands]
+        for command in listed:
             self._note(command)
-        return super().pack_commands(commands)
+        return super().pack_commands(listed)
 
     def _note(self, command: Sequence[Any]) -> None:
         words = [_text(word) for word in command[:2]]

@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import aiosqlite
+import anyio
 
 from resilience.errors import ConfigurationError
 
@@ -25,6 +26,7 @@ _LASTS: Final = {
     sqlite3.SQLITE_READONLY,
 }
 _OF_AIOSQLITE: Final = {"iter_chunk_size"}
+_LONGEST_END: Final = 1.0  # seconds
 _MEMORY: Final = ":memory:"
 _ONE_FOR_EVER: Final[Mapping[str, Any]] = {"max_size": 1, "max_lifetime": None, "max_idle": None, "max_uses": None}
 
@@ -58,8 +60,9 @@ def sqlite_adapter(url: str, *, connect_options: Options) -> Adapter[aiosqlite.C
 
     async def connect() -> aiosqlite.Connection:
         require_asyncio(address.scheme, "aiosqlite")
-        connection = await aiosqlite.connect(database, uri=bool(address.query), **connect_options)
+        connection = aiosqlite.connect(database, uri=bool(address.query), **connect_options)
         try:
+            await connection
             # SQLite opens the file when it is first asked: better here than in the first borrower's query.
             await connection.execute_fetchall("PRAGMA schema_version")
         except BaseException:
@@ -68,7 +71,7 @@ def sqlite_adapter(url: str, *, connect_options: Options) -> Adapter[aiosqlite.C
         return connection
 
     return Adapter(
-        name=str(address) if address.path != _MEMORY else f"{address.scheme}:///{_MEMORY}",
+        name=f"{address.scheme}:///{_MEMORY}" if in_memory else str(address),
         connect=connect,
         close=_close,
         check=_check,
@@ -99,9 +102,20 @@ async def _reset(connection: aiosqlite.Connection) -> None:
 
 
 async def _close(connection: aiosqlite.Connection) -> None:
-    with suppress(ValueError):  # it is closed already
-        await connection.interrupt()  # its thread would not end before its query
-    await connection.close()
+    try:
+        with suppress(ValueError):  # it is closed already, or was never open
+            await connection.interrupt()  # its thread would not end before its query
+        await connection.close()
+    finally:
+        await _wait_for_thread(connection)
+
+
+async def _wait_for_thread(connection: aiosqlite.Connection) -> None:
+    """Let the thread end before the loop, which it would still want to tell: aiosqlite itself waits only if all is well."""
+    thread: Any = getattr(connection, "_thread", connection)  # before 0.22 the connection was the thread
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_LONGEST_END):
+        while thread.is_alive():  # noqa: ASYNC110 - it tells nobody
+            await anyio.sleep(0.001)
 
 
 def _is_permanent(error: BaseException) -> bool:
