@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
+import traceback
+from contextlib import suppress
 from typing import Final, TypeAlias
+from weakref import WeakKeyDictionary
 
+import anyio
 import psycopg
 from psycopg.conninfo import make_conninfo
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PollingStatus, TransactionStatus
+from psycopg.pq.abc import PGcancelConn
 from psycopg.rows import TupleRow
 
 from resilience.checks import shown
@@ -18,6 +24,7 @@ from .network import is_network_error_permanent, peek
 from .postgres import DECIDED, PERMANENT, parse_url
 
 Connection: TypeAlias = "psycopg.AsyncConnection[TupleRow]"
+Cancels: TypeAlias = "WeakKeyDictionary[Connection, PGcancelConn]"
 
 _ARGUMENTS: Final = ("autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory")
 _LASTS: Final = re.compile(
@@ -25,6 +32,7 @@ _LASTS: Final = re.compile(
     r'|(role|database) ".*" does not exist|permission denied for database|unrecognized configuration parameter'
     r"|invalid value for parameter|server does not support SSL|certificate verify failed|certificate authentication"
     r"|server certificate for|root certificate file|could not read certificate file"
+    rf"|failed to resolve host .*\[Errno {socket.EAI_NONAME}\]"
 )
 """What libpq and the server say (in English) where trying again is of no use: libpq keeps the SQLSTATE to itself until
 it is connected. A server that speaks another language is tried again, and the timeout has its words as its cause."""
@@ -54,11 +62,20 @@ def psycopg_adapter(url: str, *, connect_options: Options, reset_query: str | No
     if password is not None:
         parameters["password"] = password
     autocommit = bool(connect_options.get("autocommit", False))
+    cancels: Cancels = WeakKeyDictionary()
 
     async def connect() -> Connection:
         require_asyncio(address.scheme, "psycopg")
-        # Zero: the pool's connect_timeout decides, and not libpq's.
-        return await psycopg.AsyncConnection.connect(dsn, **arguments, **parameters, connect_timeout=0)
+        try:
+            # Zero: the pool's connect_timeout decides, and not libpq's.
+            connection = await psycopg.AsyncConnection.connect(dsn, **arguments, **parameters, connect_timeout=0)
+        except BaseException as error:
+            # Otherwise what it had opened stays open for as long as somebody keeps the error.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        with suppress(psycopg.NotSupportedError):  # libpq before 17
+            cancels[connection] = connection.pgconn.cancel_conn()
+        return connection
 
     async def reset(connection: Connection) -> None:
         await _roll_back(connection)
@@ -67,10 +84,17 @@ def psycopg_adapter(url: str, *, connect_options: Options, reset_query: str | No
         if connection.autocommit != autocommit:
             await connection.set_autocommit(autocommit)
 
+    async def close(connection: Connection) -> None:
+        cancel = cancels.pop(connection, None)
+        was_busy = _is_busy(connection)
+        await connection.close()
+        if was_busy and cancel is not None:
+            await _cancel(cancel)
+
     return Adapter(
         name=str(address),
         connect=connect,
-        close=_close,
+        close=close,
         check=_check,
         reset=reset,
         permanent_errors=_is_permanent,
@@ -106,8 +130,25 @@ async def _run_outside_transactions(connection: Connection, statement: str) -> N
         await connection.set_autocommit(False)
 
 
-async def _close(connection: Connection) -> None:
-    await connection.close()
+def _is_busy(connection: Connection) -> bool:
+    """Tell whether the server may still be at work for it.
+
+    A cancelled query makes psycopg send a cancel request, and await that. Under anyio and in task groups the task is
+    cancelled again in that, and psycopg drops the connection there and then, with its query still running at the server.
+    """
+    is_dropped = connection.pgconn.pgconn_ptr is None and connection.broken
+    return is_dropped or connection.info.transaction_status is TransactionStatus.ACTIVE
+
+
+async def _cancel(cancel: PGcancelConn) -> None:
+    """Have the server end a query of a connection that is closed already."""
+    try:
+        cancel.start()
+        while (status := cancel.poll()) not in {PollingStatus.OK, PollingStatus.FAILED}:
+            wait = anyio.wait_readable if status is PollingStatus.READING else anyio.wait_writable
+            await wait(cancel.socket)
+    finally:
+        cancel.finish()
 
 
 def _is_permanent(error: BaseException) -> bool:
