@@ -133,10 +133,10 @@ async def _run_outside_transactions(connection: Connection, statement: str) -> N
 def _is_busy(connection: Connection) -> bool:
     """Tell whether the server may still be at work for it.
 
-    A cancelled query makes psycopg send a cancel request, and await that. Under anyio and in task groups the task is
-    cancelled again in that, and psycopg drops the connection there and then, with its query still running at the server.
+    A cancelled query makes psycopg send a cancel request, and await that. Under anyio the task is cancelled again in
+    that, and psycopg drops the connection there and then, with its query still running at the server.
     """
-    is_dropped = connection.pgconn.pgconn_ptr is None and connection.broken
+    is_dropped = getattr(connection.pgconn, "pgconn_ptr", 0) is None and connection.broken
     return is_dropped or connection.info.transaction_status is TransactionStatus.ACTIVE
 
 

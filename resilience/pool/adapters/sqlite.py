@@ -111,7 +111,7 @@ async def _close(connection: aiosqlite.Connection) -> None:
 
 
 async def _wait_for_thread(connection: aiosqlite.Connection) -> None:
-    """Let the thread end before the loop, which it would still want to tell: aiosqlite itself waits only if all is well."""
+    """Let the thread end before the loop, which it would tell of its end: aiosqlite waits only if all is well."""
     thread: Any = getattr(connection, "_thread", connection)  # before 0.22 the connection was the thread
     with anyio.CancelScope(shield=True), anyio.move_on_after(_LONGEST_END):
         while thread.is_alive():  # noqa: ASYNC110 - it tells nobody

@@ -64,7 +64,15 @@ def test_an_unknown_scheme_is_told_the_known_ones_and_how_to_install_them() -> N
     with pytest.raises(ConfigurationError) as refusal:
         create_pool("mysql://host/db")
     told = str(refusal.value)
-    for scheme in ("postgresql://", "postgres://", "postgresql+psycopg://", "redis://", "rediss://", "sqlite://", "tcp://"):
+    for scheme in (
+        "postgresql://",
+        "postgres://",
+        "postgresql+psycopg://",
+        "redis://",
+        "rediss://",
+        "sqlite://",
+        "tcp://",
+    ):
         assert scheme in told
     assert "pip install anyio-resilience[postgres]" in told
     assert "pip install anyio-resilience[sqlite]" in told

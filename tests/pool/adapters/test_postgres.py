@@ -157,31 +157,33 @@ async def test_the_query_of_a_cancelled_borrower_ends_at_the_server_and_the_pool
         async with pool.acquire(timeout=5) as again:
             assert await value(again, "SELECT 1") == 1
             with anyio.fail_after(5):
-                while await value(again, RUNNING):
+                while await value(again, RUNNING):  # noqa: ASYNC110 - the server tells nobody
                     await anyio.sleep(0.01)
 
 
-RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%/* cancelled */%' AND pid <> pg_backend_pid()" + (
-    " AND state = 'active'"
-)
+RUNNING = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE query LIKE '%/* cancelled */%' AND state = 'active' AND pid <> pg_backend_pid()
+"""
+
+
+def settings(scheme: str, **values: str) -> dict[str, Any]:
+    """Give what makes either driver ask for settings."""
+    if scheme == "postgresql":
+        return {"server_settings": values}
+    return {"options": " ".join(f"-c {name}={value}" for name, value in values.items())}
 
 
 @pytest.mark.parametrize("fault", ["unknown database", "unknown role", "unknown setting"])
 async def test_an_error_that_trying_again_does_not_cure_reaches_the_caller_at_once_and_unchanged(
     make: Callable[..., Any], scheme: str, fault: str
 ) -> None:
-    wrong: dict[str, Any] = {
+    faults: dict[str, dict[str, Any]] = {
         "unknown database": {"database": "nowhere"},
         "unknown role": {"user": "nobody"},
-        "unknown setting": {
-            "connect_options": {"server_settings": {"no.such": "1"}}
-            if scheme == "postgresql"
-            else {"options": "-c nonsense=1"}
-        },
-    }[fault]
-    if fault == "unknown setting" and scheme == "postgresql":
-        wrong = {"connect_options": {"server_settings": {"nonsense": "1"}}}
-    async with make(**wrong) as pool:
+        "unknown setting": {"connect_options": settings(scheme, nonsense="1")},
+    }
+    async with make(**faults[fault]) as pool:
         with anyio.fail_after(3), pytest.raises((asyncpg.PostgresError, psycopg.OperationalError)):
             async with pool.acquire():
                 pass
@@ -195,9 +197,7 @@ async def test_tls_that_the_server_does_not_speak_reaches_the_caller_at_once(mak
 
 
 async def test_parameters_of_the_url_and_arguments_reach_the_server(make: Callable[..., Any], scheme: str) -> None:
-    options = (
-        {"server_settings": {"work_mem": "7MB"}} if scheme == "postgresql" else {"options": "-c work_mem=7MB"}
-    )
+    options = settings(scheme, work_mem="7MB")
     async with make(query="?application_name=shop%20window", connect_options=options) as pool:
         for _ in range(2):  # a reset leaves them
             async with pool.acquire() as connection:
@@ -235,7 +235,7 @@ async def test_no_task_outlives_a_pool_whose_server_fell_silent(
 ) -> None:
     proxy = tcp_proxy(postgres_server.port)
     url = f"{scheme}://postgres@127.0.0.1:{proxy.port}/postgres"
-    times = {"check_timeout": 0.1, "reset_timeout": 0.1, "close_timeout": 0.1, "check_after_idle": 0}
+    times: dict[str, Any] = {"check_timeout": 0.1, "reset_timeout": 0.1, "close_timeout": 0.1, "check_after_idle": 0}
     before = asyncio.all_tasks()
     async with create_pool(url, **times) as pool:
         async with pool.acquire() as connection:

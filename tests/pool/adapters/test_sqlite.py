@@ -125,15 +125,17 @@ async def test_a_locked_database_passes_and_is_tried_again(url: str) -> None:
     # A busy connection is no reason to give up: SQLite says so where the schema is read under an exclusive lock.
     async with create_pool(url, on_connect=prepare) as pool, pool.acquire():
         pass
-    with sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None) as holder:
-        holder.execute("BEGIN EXCLUSIVE")
-        async with create_pool(url, connect_options={"timeout": 0}, reconnect_base=0.01, reconnect_cap=0.02) as pool:
-            async with anyio.create_task_group() as group:
-                group.start_soon(borrow, pool)
-                with anyio.fail_after(5):
-                    while pool.stats().connect_failures < 2:  # noqa: ASYNC110 - nobody tells
-                        await anyio.sleep(0.005)
-                holder.execute("COMMIT")
+    holder = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    async with (
+        create_pool(url, connect_options={"timeout": 0}, reconnect_base=0.01, reconnect_cap=0.02) as pool,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(borrow, pool)
+        with anyio.fail_after(5):
+            while pool.stats().connect_failures < 2:  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.005)
+        holder.execute("COMMIT")
     holder.close()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
-from anyio.abc import SocketStream
+from anyio.abc import ByteStream
 
 from resilience.errors import PoolTimeoutError
 from resilience.events import CheckFailed, ConnectionClosed, ResetFailed, capture
@@ -32,22 +34,22 @@ def listening() -> Iterator[socket.socket]:
         yield listener
 
 
-def make_pool(listener: socket.socket, **options: object) -> ConnectionPool[SocketStream]:
+def make_pool(listener: socket.socket, **options: Any) -> ConnectionPool[ByteStream]:
     host, port = listener.getsockname()
     return create_pool(f"tcp://{host}:{port}", check_after_idle=0, **options)
 
 
-async def wait_until_seen(stream: SocketStream) -> None:
+async def wait_until_seen(stream: ByteStream) -> None:
     """Wait until what the other side did has arrived."""
     with anyio.fail_after(5):
-        while network.peek(stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno()) == "quiet":  # noqa: ASYNC110, S610
+        while network.peek(stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno()) == "quiet":  # noqa: ASYNC110
             await anyio.sleep(0.001)
 
 
-async def until_idle(pool: ConnectionPool[SocketStream]) -> None:
+async def until_idle(pool: ConnectionPool[ByteStream]) -> None:
     with anyio.fail_after(5):
-        while not pool.stats().idle:  # noqa: ASYNC110 - the pool tells nobody that a reset is done
-            await anyio.sleep(0)
+        while not pool.stats().idle:
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_stream_that_is_quiet_is_lent_again() -> None:
@@ -139,3 +141,43 @@ async def test_a_port_where_nobody_listens_is_tried_until_the_deadline_and_told(
                 pass
         assert isinstance(refusal.value.__cause__, OSError)
         assert pool.stats().connect_failures >= 2
+
+
+async def test_a_stream_whose_borrower_did_not_wait_for_the_answer_is_not_lent_again() -> None:
+    with listening() as listener:
+        async with make_pool(listener) as pool:
+            with anyio.move_on_after(0.02):
+                async with pool.acquire() as stream:
+                    peer, _ = listener.accept()
+                    await stream.send(b"question")
+                    await stream.receive()
+            async with pool.acquire() as other:
+                assert other is not stream
+            peer.close()
+
+
+@pytest.mark.parametrize("how", ["closed", "ended"])
+async def test_a_stream_that_a_borrower_closed_or_ended_is_not_lent_again(how: str) -> None:
+    with listening() as listener:
+        async with make_pool(listener) as pool:
+            async with pool.acquire() as stream:
+                peer, _ = listener.accept()
+                await (stream.aclose() if how == "closed" else stream.send_eof())
+            async with pool.acquire() as other:
+                assert other is not stream
+            peer.close()
+
+
+async def test_a_stream_has_the_attributes_of_anyios() -> None:
+    with listening() as listener:
+        async with make_pool(listener) as pool, pool.acquire() as stream:
+            peer, _ = listener.accept()
+            assert stream.extra(anyio.abc.SocketAttribute.remote_port) == listener.getsockname()[1]
+            with pytest.raises(anyio.ClosedResourceError):
+                await break_and_send(stream)
+            peer.close()
+
+
+async def break_and_send(stream: ByteStream) -> None:
+    await stream.aclose()
+    await stream.send(b"x")
