@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from .adapters import Adapter
 from .config import PoolConfig
+from .create import create_pool, register_adapter
 from .lease import Acquire, Lease
 from .pool import ConnectionPool, PoolHealth, PoolStats
 
-__all__ = ["Acquire", "ConnectionPool", "Lease", "PoolConfig", "PoolHealth", "PoolStats"]
+__all__ = [
+    "Acquire",
+    "Adapter",
+    "ConnectionPool",
+    "Lease",
+    "PoolConfig",
+    "PoolHealth",
+    "PoolStats",
+    "create_pool",
+    "register_adapter",
+]
