@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -59,6 +60,30 @@ def test_who_leaves_is_not_charged(
         await close_and_check(store, way, any_redis)
 
     run(way, test)
+
+
+@pytest.mark.parametrize("operation", ["try_acquire", "at_most", "acquire"])
+def test_who_is_cancelled_with_the_answer_at_hand_is_not_charged(operation: str, any_redis: RedisServer) -> None:
+    """As asyncio does it: `Task.cancel` also hits a task whose future has its result already."""
+
+    async def test() -> None:
+        store = RedisStore(any_redis.url, prefix="hand", budget=PATIENT)
+        limiter = RateLimiter(Quota(100, 86_400.0), name="hand", store=store)
+        settle = store.settle
+
+        def settle_and_cancel(*args: Any, **options: Any) -> None:
+            settle(*args, **options)
+            task.cancel()
+
+        store.settle = settle_and_cancel  # type: ignore[method-assign]
+        task = asyncio.create_task(getattr(limiter, operation)("key", 3))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        store.settle = settle  # type: ignore[method-assign]
+        assert await settled(limiter, 0) == 0
+        await store.aclose()
+
+    run("asyncio", test)
 
 
 @pytest.mark.parametrize("way", WAYS)

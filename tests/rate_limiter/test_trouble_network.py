@@ -100,6 +100,49 @@ def test_an_idle_connection_that_was_closed_is_no_outage(
     run(way, test)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_that_was_closed_this_moment_is_no_outage(way: str, redis_server: RedisServer) -> None:
+    """Before an event loop could hear of it."""
+
+    async def test() -> None:
+        caller = Caller(way)
+        store = RedisStore(redis_server.url, prefix="moment", budget=PATIENT)
+        limiter = RateLimiter(SLOW_QUOTA, name="moment", store=store)
+        for _ in range(3):
+            for _ in range(2):
+                decision = (await caller.ask(limiter, "try_acquire", "key")).decision
+                assert (decision.source, decision.certain) == ("redis", True)
+            redis_server.command("CLIENT", "KILL", "TYPE", "normal")
+        await close_and_check(store, way, redis_server)
+
+    run(way, test)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nobody_pays_for_a_probe(way: str, any_redis: RedisServer, tcp_proxy: Callable[..., TcpProxy]) -> None:
+    """A server that is silent for long is asked in the background, while callers are answered at once."""
+    proxy = tcp_proxy(any_redis.port)
+
+    async def test() -> None:
+        caller = Caller(way)
+        store = RedisStore(f"redis://127.0.0.1:{proxy.port}", prefix="probes", budget=0.5)
+        limiter = RateLimiter(SLOW_QUOTA, name="probes", store=store)
+        await caller.ask(limiter, "try_acquire", "key")
+        proxy.black_hole()
+        await caller.ask(limiter, "try_acquire", "key")
+        accepted = proxy.accepted
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            answer = await caller.ask(limiter, "try_acquire", "key")
+            assert answer.decision.source == "fallback"
+            assert answer.waited < 0.4
+            await anyio.sleep(0.01)
+        assert proxy.accepted > accepted  # it was probed
+        await store.aclose()
+
+    run(way, test)
+
+
 def kill_clients(server: RedisServer, proxy: TcpProxy) -> None:
     server.command("CLIENT", "KILL", "TYPE", "normal")
 
