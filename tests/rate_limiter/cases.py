@@ -362,6 +362,7 @@ LOG = [
             (0, "acquire 5", "ok left 0"),
             (0, "reserve 3 in 60", "ok wait 10 left 0"),
             (1, "requeue 1 for ", "wait "),
+            (1, "peek 3", "X left 0 retry 9"),
             (10, "acquire 3", "ok left 0"),
         ],
     ),

@@ -224,7 +224,9 @@ def test_a_key_that_had_to_leave_still_owes(quota: Quota, made: Made) -> None:
     assert one.try_acquire_sync("ann", 10)
 
 
-@pytest.mark.parametrize(("quota", "reset_after"), [(Quota(10, 3_600), 8 * 360), (Quota(10, 7), 5.6)], ids=str)
+@pytest.mark.parametrize(
+    ("quota", "reset_after"), [(Quota(10, 3_600), 8 * 360), (Quota(7, 10, burst=10), 11.428572)], ids=str
+)
 def test_what_a_gcra_key_owes_is_known_exactly(quota: Quota, reset_after: float, made: Made) -> None:
     made.clock.advance(100)
     one = made(quota, MemoryStore(10))
