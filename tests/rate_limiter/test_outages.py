@@ -202,7 +202,7 @@ TROUBLES: Final = {
         ("ReadOnlyError", "ResponseError", "READONLY", "ERR"),
     ),
     "loading": Trouble(
-        start_loading, finish_loading, ("BusyLoadingError", "LOADING"), options={"rdbcompression": "no"}
+        start_loading, finish_loading, ("BusyLoadingError", "LOADING", "TimeoutError"), options={"rdbcompression": "no"}
     ),
     "busy with a script": Trouble(
         make_busy, orders("SCRIPT KILL"), ("ResponseError", "BUSY"), options={"lua-time-limit": 20}

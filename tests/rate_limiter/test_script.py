@@ -201,19 +201,13 @@ def test_24_a_new_limit_counts_what_was_used(make: Callable[[int], Quota], scrip
     assert machine.acquire("", 1).remaining == 195
 
 
-LOWERED = pytest.mark.xfail(
-    strict=True,
-    reason="bug: what was used of a window beyond a lower limit fills later windows, until it is written anew",
-)
-
-
 @pytest.mark.parametrize("remembers", [False, True])
 @pytest.mark.parametrize(
     ("make", "periods"),
     [
-        pytest.param(lambda n: Quota(n, 3_600), 1, marks=LOWERED),
+        (lambda n: Quota(n, 3_600), 1),
         (lambda n: log(n, 3_600), 2),  # what was reserved a period ahead
-        pytest.param(lambda n: window(n, 3_600), 1, marks=LOWERED),
+        (lambda n: window(n, 3_600), 1),
     ],
     ids=["gcra", "log", "window"],
 )
@@ -231,9 +225,6 @@ def test_a_lower_limit_locks_for_what_was_taken_and_no_longer(
     assert machine.acquire("", 5).allowed
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: as above; and what is remembered refuses for all those windows without asking"
-)
 def test_a_lower_limit_of_a_window_locks_nobody_out_of_the_next_one(script_machine: Make) -> None:
     machine = script_machine(window(100, 3_600), remembers=True)
     machine.acquire("", 90)
