@@ -34,6 +34,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{kind} servers used: {', '.join(names) or 'none'}")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a process of pytest-xdist, whose summary nobody sees
+        session.config.workeroutput["used"] = USED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for kind, names in getattr(node, "workeroutput", {}).get("used", {}).items():
+        for name in names:
+            note(kind, name)
+
+
 def note(kind: str, name: str) -> None:
     if name not in USED[kind]:
         USED[kind].append(name)

@@ -55,7 +55,7 @@ def rate_limit(
     if callable(quotas):
         raise ConfigurationError('rate_limit needs a quota: @rate_limit("10/second"), not @rate_limit')
     # Checked here and not at the first function: the message should point at the decorator's own line.
-    probe = RateLimiter(quotas, name="rate_limit" if name is None else name, **options)
+    probe = RateLimiter(quotas, name="rate_limit" if name is None else name, **(options | {"store": None}))
     BoundLimiter(probe, key=key, cost=cost, wait=wait, timeout=timeout)
     quotas = probe.quotas
 

@@ -64,7 +64,7 @@ class Fallback:
             return self._by_policy(cost, certain=certain)
         _, rules, terms = self._share()
         if (refusal := self._too_large(key, cost, rules)) is not None:
-            return refusal
+            return refusal if certain else refusal._replace(certain=False)
         decision = self.space.acquire(key, cost, "fallback", rules, terms)
         if decision.granted:
             self._owed.owe(key, decision.granted, rules)
@@ -89,7 +89,7 @@ class Fallback:
             return (0 if decision else None), decision
         rules = self._share()[1]
         if (refusal := self._too_large(key, cost, rules)) is not None:
-            return None, refusal
+            return None, refusal if certain else refusal._replace(certain=False)
         wait, decision = self.space.reserve(key, cost, longest, rules, "fallback")
         if wait is not None and cost:
             self._owed.owe(key, cost, rules)

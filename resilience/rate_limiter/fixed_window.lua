@@ -33,13 +33,14 @@ function fixed_window.load(rule, tokens, at, now)
   if not (index and use and limit) or limit == 0 then
     return state, 4, false
   end
-  if limit ~= rule.most then -- what was used stays used; what was reserved in later windows does not
-    use = math.min(use, math.max(limit, rule.most))
-  end
   if use > limit * 100000 then use = limit end -- nothing of ours reserves so far ahead
   -- A window of the future, which a clock that stepped back leaves, becomes this one.
   state.use = math.max(0, use - math.max(0, state.index - index) * limit)
-  return state, 4, index > state.index
+  local changed = limit ~= rule.most
+  if changed then -- what was used of this window stays used; what was reserved in later ones does not
+    state.use = math.min(state.use, rule.most)
+  end
+  return state, 4, changed or index > state.index
 end
 
 function fixed_window.fresh(rule, now)

@@ -17,16 +17,13 @@ Offsets: TypeAlias = tuple[int, int, int]
 """How local time runs around now, in microseconds: its distance from UTC before the nearest change of it, the moment of
 that change, the distance after it."""
 
-_INDEX: Final = 1 << 40
+_INDEX: Final = 1 << 64
 """More than any use of a window and its reservations, so that both fit into one number, later windows above."""
-
-WINDOWS_AHEAD: Final = 100_000
-"""Reservations lie less than so many windows ahead: an hour of windows of 36 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class FixedWindow:
-    """The arithmetic of one quota. The state is index x 2^40 + use; 0 is empty.
+    """The arithmetic of one quota. The state is index x 2^64 + use; 0 is empty.
 
     Attributes:
         quota: what it enforces.

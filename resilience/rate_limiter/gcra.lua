@@ -22,7 +22,9 @@ end
 
 -- Gives the state, how many tokens it took, and whether it must be written although nothing is charged.
 function gcra.load(rule, tokens, at, now)
-  local written, level = sane_number(tokens[at + 1]), sane_number(tokens[at + 2])
+  local written, level = sane_number(tokens[at + 1]), tonumber(tokens[at + 2])
+  -- Quotas of years and many units have levels beyond what other numbers may be.
+  if level and not (level >= 0 and (level < 1e18 or level <= rule.horizon)) then level = nil end
   local unit, drain = sane_number(tokens[at + 3]), sane_number(tokens[at + 4])
   if not (written and level and unit and drain) or unit == 0 or drain == 0 then
     return {level = 0}, 5, false
@@ -31,13 +33,14 @@ function gcra.load(rule, tokens, at, now)
   if not future then
     level = math.max(0, level - (now - written) * drain)
   end
-  if unit ~= rule.unit or drain ~= rule.drain then -- the limit changed: carry units, not time
+  local changed = unit ~= rule.unit or drain ~= rule.drain
+  if changed then -- carry units, not time; and once, or they would never drain by the new rate
     level = math.min(math.ceil(level / unit * rule.unit), rule.capacity)
   end
   if not (level <= rule.horizon) then -- nothing of ours wrote that
     level = rule.capacity
   end
-  return {level = level}, 5, future
+  return {level = level}, 5, future or changed
 end
 
 function gcra.fresh()

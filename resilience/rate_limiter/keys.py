@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Final
 
+from resilience.forks import renew_locks_in_child
+
 LOOKED_AT: Final = 2
 """Places that a new key looks at for one that is as new: garbage shrinks faster than it can be made."""
 CANDIDATES: Final = 8
@@ -67,9 +69,10 @@ class Capacity:
         self.spill = spill
         self.size = 0
         self.all: list[Keys] = []
-        self.renew_lock()
+        self.renew_locks()
+        renew_locks_in_child(self)
 
-    def renew_lock(self) -> None:
+    def renew_locks(self) -> None:
         """Start afresh in a forked child."""
         self._lock = threading.RLock()
         self.busy = 0 if _HAS_GIL else 1

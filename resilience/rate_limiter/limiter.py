@@ -421,8 +421,11 @@ class RateLimiter:
         waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, moved.set)
         self._queue.enter(key, waiter)
         try:
-            while (left := waiter.slot - self._clock()) > 0:
-                moved.clear()
+            while True:
+                moved.clear()  # before the slot is read: what moves it up afterwards is not missed
+                left = waiter.slot - self._clock()
+                if left <= 0:
+                    break
                 self._wait_sync(moved, min(left, threading.TIMEOUT_MAX))
         except BaseException:
             self._queue.leave(key, waiter, passed=False)
@@ -497,7 +500,7 @@ class RateLimiter:
                 raise ConfigurationError(f"key must be a string or bytes, got {shown(type(key).__name__)}")
         if self._shared is None:
             return key if len(key) <= _LONGEST_PLAIN_KEY else self._digest(key)
-        if self._hash_keys is False and len(key) <= _LONGEST_PLAIN_KEY:
+        if self._hash_keys is False and len(key) <= _LONGEST_PLAIN_KEY and key.isprintable():
             return key
         return self._digest(key)
 

@@ -146,8 +146,11 @@ class AsyncLine(asyncio.Protocol):
     async def close(self) -> None:
         """Close the connection, if there is one; calls under way fail."""
         connection, self._connection = self._connection, None
-        self._transport = self._poll = None
+        transport, self._transport, self._poll = self._transport, None, None
         self._fail(ConnectionError("closed"))
+        if transport is not None:
+            transport.abort()  # with TLS an orderly end waits for the server's, which may come after the loop's
+            await asyncio.sleep(0)  # in which the socket is closed
         if connection is not None:
             with suppress(Exception):  # what it says about its end is of no use to anybody
                 await connection.disconnect(nowait=True)

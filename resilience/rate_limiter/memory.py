@@ -11,7 +11,6 @@ from resilience.checks import check_int, shown
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError
 from resilience.events import KeysSpilled
-from resilience.forks import renew_locks_in_child
 
 from .decision import Decision, Rule, Source, Standing, never, passed, refused, stand
 from .fixed_window import FixedWindow
@@ -68,11 +67,6 @@ class MemoryStore:
             raise ConfigurationError(f"spill must be True or False, got {shown(spill)}")
         self._capacity = Capacity(max_keys, spill=spill)
         self._spaces: dict[str, Space] = {}
-        renew_locks_in_child(self)
-
-    def renew_locks(self) -> None:
-        """Start afresh in a forked child, keeping what was counted."""
-        self._capacity.renew_lock()
 
     def __len__(self) -> int:
         """Count the keys that are held: the live ones, and drained ones whose place nobody has needed yet."""
@@ -291,8 +285,7 @@ class Space:
         """Do the same for one rule, and without the lists that several need: in half the time."""
         now, (at,), late = self._read()
         with self._capacity:
-            state = self._states.get(key, _ABSENT)
-            state = self._recalled(0, key, now, at) if state is _ABSENT else rule.clamped(state, at)
+            (state,) = self._load(key, now, [at])
             blocked = self._blocked(key, now)
             impossible = cost > rule.most
             allowed = not blocked and not impossible and rule.room(state, at) >= cost
@@ -401,7 +394,9 @@ class Space:
 
     def is_blocked(self, key: str) -> bool:
         """Tell whether somebody blocked `key`."""
-        return self._blocked(key, self.now()) > 0
+        now = self.now()
+        with self._capacity:
+            return self._blocked(key, now) > 0
 
     def _blocked(self, key: str, now: int) -> int:
         until = self._blocks.get(key) if self._blocks else None
@@ -496,12 +491,12 @@ class Space:
     def _load(self, key: str, now: int, nows: Sequence[int]) -> list[Any]:
         state = self._states.get(key, _ABSENT)
         if state is _ABSENT:
-            states: Sequence[Any] = [
-                self._recalled(index, key, now, at) for index, at in zip(range(len(self.rules)), nows, strict=True)
-            ]
-        else:
-            states = (state,) if self._single is not None else state
-        return [rule.clamped(one, at) for rule, one, at in zip(self.rules, states, nows, strict=True)]
+            return [self._recalled(index, key, now, at) for index, at in enumerate(nows)]
+        states: Sequence[Any] = (state,) if self._single is not None else state
+        loaded = [rule.clamped(one, at) for rule, one, at in zip(self.rules, states, nows, strict=True)]
+        if any(new is not old and new != old for new, old in zip(loaded, states, strict=True)):
+            self._save(key, loaded, now)  # a clock stepped back: from here on, once, and not at each look again
+        return loaded
 
     def _save(self, key: str, states: Sequence[Any], now: int) -> None:
         self._keys.put(key, states[0] if self._single is not None else tuple(states), now)

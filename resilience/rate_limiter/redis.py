@@ -86,7 +86,6 @@ class RedisStore(SharedStore):
         # Guards the table. No trip is made under it.
         self._table_lock = threading.RLock()
         self._loops: dict[asyncio.AbstractEventLoop, AsyncioTrips] = {}
-        self._of_the_parent: object = None
         self._threads = ThreadTrips(self)
         renew_locks_in_child(self)
 
@@ -98,9 +97,6 @@ class RedisStore(SharedStore):
         """Start afresh in a forked child: threads and connections are the parent's."""
         self.begin_anew()
         self._table_lock = threading.RLock()
-        # Kept as they are: a transport that is collected takes its socket off the selector that the child shares with
-        # the parent, who would never hear of it again.
-        self._of_the_parent = self._loops, self._of_the_parent
         self._loops = {}
         self._threads.renew_locks()
 

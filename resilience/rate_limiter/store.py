@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -124,6 +124,7 @@ class SharedStore:
         self._trust_at = -inf
         """From when on a smaller number of instances is believed: after an outage they come back one by one."""
         self._recovering = False
+        self._has_gone: Callable[[], bool] = lambda: False
         # Guards `reachable`, `outages` and what belongs to them. No trip is made under it.
         self._lock = threading.RLock()
 
@@ -136,7 +137,8 @@ class SharedStore:
 
     def add(self, limiter: Debtor, periods: Iterable[float]) -> None:
         """Take in a limiter that asks here, and the periods of its quotas in seconds."""
-        self.limiters.add(limiter)
+        with self._lock:
+            self.limiters.add(limiter)
         self._lease = min(max(self._lease, *(2 * period for period in periods)), LONGEST_LEASE)
 
     # --- names ---
@@ -154,7 +156,9 @@ class SharedStore:
 
     def farewells(self) -> list[Call]:
         """Give the calls that take this instance out of those that live."""
-        return [Call(shard, [self._instances_key(shard)], [f"{self._id} -"], self.budget) for shard in self._counts]
+        return [
+            Call(shard, [self._instances_key(shard)], [f"{self._id} -"], self.budget) for shard in list(self._counts)
+        ]
 
     def _instances_key(self, shard: int) -> str:
         return f"{self.prefix}:{{{shard:02x}}}:instances" if self._sharded else f"{self.prefix}:instances"
@@ -229,14 +233,18 @@ class SharedStore:
 
     def needs_recovery(self) -> bool:
         """Tell whether nobody looks after a store that is out of reach."""
-        return not self.reachable and not self._recovering
+        return not self.reachable and (not self._recovering or self._has_gone())
 
-    def claim_recovery(self) -> Steps | None:
-        """Give the steps that bring the store back, to whoever asks first."""
+    def claim_recovery(self, has_gone: Callable[[], bool] = lambda: False) -> Steps | None:
+        """Give the steps that bring the store back, to whoever asks first.
+
+        Args:
+            has_gone: tells whether whoever asks can no longer make them: a loop that was closed says no word.
+        """
         with self._lock:
-            if self.reachable or self._recovering:
+            if not self.needs_recovery():
                 return None
-            self._recovering = True
+            self._recovering, self._has_gone = True, has_gone
         return self._recovery()
 
     def _recovery(self) -> Steps:
@@ -281,7 +289,9 @@ class SharedStore:
 
     def _debts(self) -> Iterator[tuple[Debtor, Batch]]:
         """Give what all limiters owe, with those who do."""
-        for limiter in list(self.limiters):
+        with self._lock:  # a set that grows meanwhile cannot be gone through
+            limiters = list(self.limiters)
+        for limiter in limiters:
             for batch in limiter.debts(self.max_batch):
                 yield limiter, batch
 
@@ -316,7 +326,9 @@ class SharedStore:
             self.reachable, self.cause = True, ""
             self._trust_at = self.now() + self._lease
         last = list(self._debts())  # before all that is known of it is forgotten
-        for limiter in list(self.limiters):
+        with self._lock:
+            limiters = list(self.limiters)
+        for limiter in limiters:
             limiter.leave_outage(replayed.get(limiter, 0))
         return iter(last)
 

@@ -279,7 +279,7 @@ class AsyncioTrips:
         self._recover()
 
     def _recover(self) -> None:
-        steps = self._store.claim_recovery()
+        steps = self._store.claim_recovery(self._loop.is_closed)
         if steps is not None:
             task = self._spawn(self._drive(steps))
             task.add_done_callback(lambda _: self._store.end_recovery())  # also if it never began
@@ -344,6 +344,7 @@ class AsyncioTrips:
         if tasks:
             await asyncio.wait(tasks, timeout=self._store.budget)
         for shard in self._shards.values():
+            shard.connecting = False  # a task that never began cannot say so
             shard.pending.fail("closed")
             if shard.late is not None:
                 shard.late.cancel()

@@ -135,8 +135,14 @@ class ThreadTrips:
     def _wake_thread(self) -> None:
         if self._thread is None:
             self._closing = False
-            self._thread = threading.Thread(target=self._run, name="resilience rate limiter", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="resilience rate limiter", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # there is none to be had: decided here, as in an overload
+                for pending in self._pending.values():
+                    pending.fail(type(error).__name__)
+                return
+            self._thread = thread
         else:
             self._work.notify()
 
@@ -163,6 +169,9 @@ class ThreadTrips:
                         break  # the next one would wait just as long
         finally:
             lines.close()
+            with self._work:
+                if self._thread is threading.current_thread():  # a bug ended it: the next caller starts another one
+                    self._thread = None
 
     def _next_work(self) -> Callable[[_Lines], None] | None:
         """Wait for something to do; None when the thread is to end, which it then has, for all others."""

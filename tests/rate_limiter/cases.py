@@ -191,6 +191,11 @@ GCRA = [
         ],
     ),
     Case(
+        "a slot that is no whole microsecond is rounded up",
+        "7/s",
+        [(0, "acquire 7", "ok left 0"), (0, "reserve 1 in 1", "ok wait 0.142858 left 0")],
+    ),
+    Case(
         "a microsecond too early is let pass, two are not",
         "1/s",
         [
@@ -336,6 +341,29 @@ LOG = [
             (31, "acquire 1", "X left 0 retry 29"),
             (31, "acquire 6", "X left 0 retry 59"),
             (31, "acquire 5", "X left 0 retry 29"),
+        ],
+    ),
+    Case(
+        "a log of many entries waits for exactly as many as it needs",
+        [log(250, 10)],
+        [
+            *((number / 1_000, "acquire 1", f"ok left {249 - number}") for number in range(250)),
+            (1, "peek 1", "X left 0 retry 9"),
+            (1, "peek 100", "X left 0 retry 9.099"),
+            (1, "peek 101", "X left 0 retry 9.1"),
+            (1, "peek 230", "X left 0 retry 9.229"),
+            (1, "reserve 205 in 10", "ok wait 9.204 left 0"),
+        ],
+    ),
+    Case(
+        "part of a reservation in a log can be given back",
+        [log(5, 10)],
+        [
+            (0, "acquire 5", "ok left 0"),
+            (0, "reserve 3 in 60", "ok wait 10 left 0"),
+            (1, "requeue 1 for ", "wait "),
+            (1, "peek 3", "X left 0 retry 9"),
+            (10, "acquire 3", "ok left 0"),
         ],
     ),
     Case(
@@ -617,6 +645,16 @@ SEVERAL = [
             *times(3, 1, "acquire 5", "X left 0 retry 19 of 15"),
             (4, "acquire 1", "ok left 0 of 15 reset 60"),
             (4, "peek 10", "X left 0 retry 40 of 15"),
+        ],
+    ),
+    Case(
+        "under several rules a microsecond too early is let pass too",
+        "1/s; 100/hour",
+        [
+            (0, "acquire 1", "ok left 0 of 1"),
+            (0.999998, "most 1", "X left 0 granted 0 retry 0.000002"),
+            (0.999999, "most 1", "ok left 0 granted 1"),
+            (1.999999, "acquire 1", "ok left 0 reset 1.000001"),
         ],
     ),
     Case(

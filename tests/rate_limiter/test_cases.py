@@ -9,7 +9,7 @@ import pytest
 
 from resilience.rate_limiter import Quota
 from tests.rate_limiter.cases import CASES, Case, log, window
-from tests.rate_limiter.machines import SECOND, Answer, Machine, ScriptMachine
+from tests.rate_limiter.machines import SECOND, Answer, Machine, MemoryMachine, ScriptMachine
 
 Make = Callable[..., Machine]
 PAIRS = {"left": "remaining", "retry": "retry_after", "reset": "reset_after", "granted": "granted", "of": "limit"}
@@ -122,3 +122,9 @@ def test_28_a_denied_key_costs_no_trips_until_it_may_pass(quota: Quota, script_m
     limiter.reset("")
     assert limiter.acquire("", 5).allowed
     assert limiter.trips == 7
+
+
+def test_reservations_of_the_largest_windows_are_not_forgotten() -> None:
+    limiter = MemoryMachine(window(1_000_000_000, 1))
+    waits = [limiter.reserve("", 1_000_000_000, 3_600 * SECOND)[0] for _ in range(1_110)]
+    assert waits == [second * SECOND for second in range(1_110)]

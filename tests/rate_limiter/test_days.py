@@ -168,6 +168,27 @@ def test_a_wall_clock_that_is_off_by_centuries_harms_nobody(start: int) -> None:
     assert machine.acquire("", 1).allowed
 
 
+@pytest.mark.parametrize("step", [60, 3_600, 86_400, 500 * 86_400])
+def test_a_wall_clock_that_steps_back_locks_a_window_for_a_period_at_most(step: int) -> None:
+    machine = MemoryMachine(window(10, 60), start=1_000 * 86_400 * SECOND)
+    machine.acquire("", 10)
+    machine.moment = before = -step * SECOND
+    refused = machine.acquire("", 1)
+    assert refused.retry_after is not None
+    assert 0 < refused.retry_after <= 60 * SECOND
+    machine.moment = before + refused.retry_after
+    assert machine.acquire("", 10).allowed
+
+
+def test_a_wall_clock_that_steps_back_is_no_amnesty() -> None:
+    machine = MemoryMachine(window(10, 60), start=1_000 * 86_400 * SECOND)
+    machine.acquire("", 7)
+    machine.moment = -86_400 * SECOND
+    assert machine.peek("", 1).remaining == 3
+    assert machine.acquire("", 3).allowed
+    assert not machine.acquire("", 1).allowed
+
+
 def test_windows_of_zones_begin_at_their_own_midnight(make: Callable[..., Machine]) -> None:
     noon = round(datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp())
     for timezone, hours in [("UTC", 12), ("Asia/Kolkata", 6.5), ("Pacific/Kiritimati", 22), ("America/New_York", 16)]:

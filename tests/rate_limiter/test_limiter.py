@@ -516,6 +516,7 @@ def test_looks_and_refunds_are_no_news() -> None:
     one.try_acquire_sync("ann", 5)
     with capture() as events:
         one.peek_sync("ann")
+        one.try_acquire_sync("ann", 0)
         one.refund_sync("ann")
         one.try_acquire_sync("ann", 0)
         one.reset_sync("ann")

@@ -132,6 +132,19 @@ def test_9_a_drained_key_gives_its_place_to_the_next_new_one(made: Made) -> None
     assert held(one) == {"f", "g", "h"}
 
 
+def test_drained_keys_behind_a_live_one_give_their_places_too(made: Made) -> None:
+    store = MemoryStore(100)
+    one = made("10/s; 1000/hour", store)
+    one.try_acquire_sync("live", 10)
+    for number in range(10):
+        one.try_acquire_sync(f"old{number}")
+    made.clock.advance(10)
+    for number in range(10):
+        one.try_acquire_sync(f"new{number}")
+    assert len(store) <= 12
+    assert "live" in held(one)
+
+
 @each_algorithm
 def test_a_small_store_decides_as_a_large_one_as_long_as_few_keys_are_live(quota: Quota, made: Made) -> None:
     """No more keys live at once than there are places: nothing is forgotten, nothing spilled."""
@@ -211,7 +224,9 @@ def test_a_key_that_had_to_leave_still_owes(quota: Quota, made: Made) -> None:
     assert one.try_acquire_sync("ann", 10)
 
 
-@pytest.mark.parametrize(("quota", "reset_after"), [(Quota(10, 3_600), 8 * 360), (Quota(10, 7), 5.6)], ids=str)
+@pytest.mark.parametrize(
+    ("quota", "reset_after"), [(Quota(10, 3_600), 8 * 360), (Quota(7, 10, burst=10), 11.428572)], ids=str
+)
 def test_what_a_gcra_key_owes_is_known_exactly(quota: Quota, reset_after: float, made: Made) -> None:
     made.clock.advance(100)
     one = made(quota, MemoryStore(10))
@@ -372,6 +387,30 @@ def test_a_limiter_that_comes_late_gets_a_place_and_takes_nobodys_debt(made: Mad
     assert not any(first.try_acquire_sync(f"{number}") for number in range(20))
     assert not second.try_acquire_sync("ann")
     assert len(store) == 20
+
+
+def test_a_drained_key_that_gives_up_its_place_is_no_news(made: Made) -> None:
+    store = MemoryStore(3)
+    first, second = made("10/s", store, "first"), made("10/s", store, "second")
+    for number in range(3):
+        first.try_acquire_sync(f"{number}")
+    made.clock.advance(10)
+    with capture(KeysSpilled) as events:
+        second.try_acquire_sync("ann")
+        first.try_acquire_sync("bob")
+    assert events == []
+
+
+def test_a_limiter_whose_keys_are_forgotten_gives_all_places_back(made: Made) -> None:
+    store = MemoryStore(10)
+    one, other = made("10/hour", store, "one"), made("10/hour", store, "other")
+    for number in range(15):
+        one.try_acquire_sync(f"{number}", 10)
+    other.try_acquire_sync("ann")
+    one._space.clear()
+    assert len(store) == 1
+    assert all(one.try_acquire_sync(f"{number}", 10) for number in range(9))
+    assert len(store) == 10
 
 
 def test_a_limiter_that_lost_all_its_places_can_go_on(made: Made) -> None:

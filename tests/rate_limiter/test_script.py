@@ -201,16 +201,48 @@ def test_24_a_new_limit_counts_what_was_used(make: Callable[[int], Quota], scrip
     assert machine.acquire("", 1).remaining == 195
 
 
-@pytest.mark.parametrize("make", [lambda n: Quota(n, 3_600), lambda n: log(n, 3_600), lambda n: window(n, 3_600)])
-def test_a_lower_limit_locks_for_a_period_at_most(make: Callable[[int], Quota], script_machine: Make) -> None:
-    machine = script_machine(make(100))
+@pytest.mark.parametrize("remembers", [False, True])
+@pytest.mark.parametrize(
+    ("make", "periods"),
+    [
+        (lambda n: Quota(n, 3_600), 1),
+        (lambda n: log(n, 3_600), 2),  # what was reserved a period ahead
+        (lambda n: window(n, 3_600), 1),
+    ],
+    ids=["gcra", "log", "window"],
+)
+def test_a_lower_limit_locks_for_what_was_taken_and_no_longer(
+    make: Callable[[int], Quota], periods: int, remembers: bool, script_machine: Make
+) -> None:
+    machine = script_machine(make(100), remembers=remembers)
     machine.acquire("", 90)
     machine.reserve("", 20, 3_600 * SECOND)
     machine.use(make(5))
     refused = machine.acquire("", 1)
-    assert not refused.allowed
-    machine.moment = 2 * 3_600 * SECOND
+    assert refused.retry_after is not None
+    assert 0 < refused.retry_after <= periods * 3_600 * SECOND
+    machine.moment = periods * 3_600 * SECOND
     assert machine.acquire("", 5).allowed
+
+
+def test_a_lower_limit_of_a_window_locks_nobody_out_of_the_next_one(script_machine: Make) -> None:
+    machine = script_machine(window(100, 3_600), remembers=True)
+    machine.acquire("", 90)
+    machine.use(window(5, 3_600))
+    assert not machine.acquire("", 1).allowed
+    machine.moment = 3_600 * SECOND
+    assert machine.acquire("", 5).allowed
+
+
+def test_a_lower_limit_has_what_was_reserved_before_behind_it(script_machine: Make) -> None:
+    machine = script_machine(window(10, 60))
+    machine.acquire("", 10)
+    machine.reserve("", 10, 3_600 * SECOND)
+    machine.use(window(5, 60))
+    assert not machine.acquire("", 1).allowed
+    machine.moment = 60 * SECOND
+    assert machine.acquire("", 5).allowed
+    assert not machine.acquire("", 1).allowed
 
 
 def test_a_new_period_carries_units_and_not_time(script_machine: Make) -> None:

@@ -154,6 +154,9 @@ def test_a_primary_that_has_become_a_replica_sends_us_back_to_the_sentinels(
 
     def turn_round(replica_set: RedisReplicaSet) -> None:
         old, new, sentinel = replica_set.primary, replica_set.replica, replica_set.sentinels[0]
+        written = int(old.info("replication")["master_repl_offset"])
+        while int(new.info("replication")["slave_repl_offset"]) < written:  # what it has not got would be lost
+            time.sleep(0.001)
         new.command("REPLICAOF", "NO", "ONE")
         sentinel.command("SENTINEL", "REMOVE", replica_set.service_name)
         sentinel.command("SENTINEL", "MONITOR", replica_set.service_name, "127.0.0.1", new.port, 1)

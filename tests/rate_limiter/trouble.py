@@ -33,6 +33,18 @@ def run(way: str, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     return anyio.run(function, *args, backend="trio" if way == "trio" else "asyncio")
 
 
+def run_again(way: str, test: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    """Run a test of exact times up to three times: this machine may be busy with something else for a while."""
+    for attempt in range(3):
+        try:
+            run(way, test, *args)
+        except AssertionError:
+            if attempt == 2:
+                raise
+        else:
+            return
+
+
 class Answer(NamedTuple):
     decision: Decision
     waited: float

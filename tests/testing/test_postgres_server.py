@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -138,3 +139,17 @@ def test_children_are_found_on_systems_without_proc(
         monkeypatch.setattr(postgres, "_PROC", Path("/no/such/folder"))
         assert backend in postgres._children_of(postgres_server.pid)
     wait_until("the child had ended", lambda: backend not in postgres._children_of(postgres_server.pid))
+
+
+def test_a_connection_that_has_just_ended_is_no_trouble(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["true"]) as ended:  # its id is nobody's once it was waited for
+        pass
+    look = postgres._children_of
+    monkeypatch.setattr(postgres, "_children_of", lambda parent: [ended.pid, *look(parent)])
+    postgres_server.freeze()
+    postgres_server.thaw()
+    monkeypatch.undo()
+    put(postgres_server, 3)
+    assert 3 in kept(postgres_server)

@@ -74,8 +74,7 @@ class PostgresServer(Server):
             ServerError: it is not running.
         """
         super().freeze()  # first, so that it cannot have more children
-        for child in _children_of(self.pid):
-            os.kill(child, signal.SIGSTOP)
+        self._send_to_children(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let a frozen server go on. One that is not frozen stays as it is.
@@ -83,8 +82,7 @@ class PostgresServer(Server):
         Raises:
             ServerError: it is not running.
         """
-        for child in _children_of(self.pid):
-            os.kill(child, signal.SIGCONT)
+        self._send_to_children(signal.SIGCONT)
         super().thaw()
 
     def kill(self) -> None:
@@ -94,8 +92,7 @@ class PostgresServer(Server):
         """
         if self.is_running:
             super().freeze()
-            for child in _children_of(self.pid):
-                os.kill(child, signal.SIGKILL)
+            self._send_to_children(signal.SIGKILL)
             # A new server would find that they use its memory still.
             wait_until("its children had ended", lambda: not _children_of(self.pid))
         super().kill()
@@ -129,6 +126,11 @@ class PostgresServer(Server):
     @property
     def _data(self) -> Path:
         return self.directory / "data"
+
+    def _send_to_children(self, signum: signal.Signals) -> None:
+        for child in _children_of(self.pid):
+            with suppress(ProcessLookupError):  # a connection's process ends when its client leaves
+                os.kill(child, signum)
 
     def _command_line(self, port: int) -> Sequence[str | Path]:
         if not self._data.exists():
