@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from asyncio import InvalidStateError
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+
+from resilience.clock import Clock
 
 from .decision import Standing
 
@@ -31,7 +35,7 @@ class Limiter(Protocol):
     def nows(self, server: int, ago: int) -> Sequence[int]:
         """Give the time of each rule at the moment when the store decided."""
 
-    def learn(self, key: str, cost: int, words: Iterator[str], nows: Sequence[int]) -> tuple[int, list[Standing]]:
+    def learn(self, key: str, cost: int, words: Iterator[int], nows: Sequence[int]) -> tuple[int, list[Standing]]:
         """Take over what the store told of `key`."""
 
 
@@ -47,12 +51,13 @@ class Request(NamedTuple):
 
 
 class Told:
-    """What the store told of one item."""
+    """What the store told of one item; `waits` of those who were put in a queue anew."""
 
-    __slots__ = ("blocked", "gave", "standings")
+    __slots__ = ("blocked", "gave", "standings", "waits")
 
-    def __init__(self, gave: str, blocked: int, standings: list[Standing]) -> None:
+    def __init__(self, gave: int, waits: Sequence[int], blocked: int, standings: list[Standing]) -> None:
         self.gave = gave
+        self.waits = waits
         self.blocked = blocked
         self.standings = standings
 
@@ -87,11 +92,11 @@ UNRANKED: Final = 1 << 62
 class Caller:
     """One caller of an item: how to wake it, and its place among those of the item when the answer came."""
 
-    # Without a way to its item: a circle of references would have to wait for the garbage collector.
+    # Without a way to its item, when all is over: a circle of references would wait for the garbage collector.
     __slots__ = ("gone", "rank", "wake")
 
     def __init__(self, wake: Wake | None) -> None:
-        self.wake = wake
+        self.wake = wake  # until the answer is there: it may hold the item
         self.rank = UNRANKED
         self.gone = False
 
@@ -128,18 +133,22 @@ class Item:
             if not caller.gone:
                 caller.rank = self.ranked
                 self.ranked += 1
-                if caller.wake is not None:
-                    caller.wake(self)
+                wake, caller.wake = caller.wake, None
+                if wake is not None:
+                    try:  # noqa: SIM105 - `suppress` takes longer than all the rest here
+                        wake(self)
+                    except InvalidStateError:  # a task that is being cancelled, and will leave
+                        pass
 
     def _taken_by(self, caller: Caller) -> int:
         """Count the units that `caller` was granted."""
         if not isinstance(self.outcome, Told) or caller.rank == UNRANKED:
             return 0
         if self.request.operation == "reserve":
-            return self.request.cost if int(self.outcome.gave) >= 0 else 0
+            return self.request.cost if self.outcome.gave >= 0 else 0
         if self.request.operation != "acquire":
             return 0
-        granted = int(self.outcome.gave)
+        granted = self.outcome.gave
         if self.request.extra:  # the units of one caller
             return granted * self.request.cost
         return self.request.cost if caller.rank < granted else 0
@@ -149,10 +158,10 @@ class Item:
         if not self.callers or self.ranked == len(self.callers) or not isinstance(self.outcome, Told):
             return 0
         if self.request.operation == "reserve":
-            return self.request.cost if int(self.outcome.gave) >= 0 else 0
+            return self.request.cost if self.outcome.gave >= 0 else 0
         if self.request.operation != "acquire":
             return 0
-        granted = int(self.outcome.gave)
+        granted = self.outcome.gave
         return granted * self.request.cost if self.request.extra else max(0, granted - self.ranked) * self.request.cost
 
 
@@ -217,7 +226,7 @@ class Batch:
             self.items += items
         return keys, arguments
 
-    def settle(self, reply: Iterator[str], server: int, ago: int) -> None:
+    def settle(self, reply: Iterator[int], server: int, ago: int) -> None:
         """Read the reply, and give everybody their part of it.
 
         Args:
@@ -228,12 +237,13 @@ class Batch:
         """
         times: dict[Limiter, Sequence[int]] = {}
         for item in self.items:
-            limiter, _, key, cost, _ = item.request
+            limiter, operation, key, cost, _ = item.request
             nows = times.get(limiter)
             if nows is None:
                 nows = times[limiter] = limiter.nows(server, ago)
             gave = next(reply)
-            item.finish(Told(gave, *limiter.learn(key, cost, reply, nows)))
+            waits = list(islice(reply, gave)) if operation == "requeue" else ()
+            item.finish(Told(gave, waits, *limiter.learn(key, cost, reply, nows)))
         self.ring()
 
     def fail(self, cause: str, *, certain: bool) -> None:
@@ -257,18 +267,18 @@ class Pending:
         self.batches: deque[Batch] = deque()
         self._most = most
 
-    def join(self, request: Request, wake: Wake | None, deadline: float) -> tuple[Item, Caller, Batch]:
+    def join(self, request: Request, wake: Wake | None, clock: Clock, budget: float) -> tuple[Item, Caller, Batch]:
         """Add one caller to the last batch, or to a new one if that is full. A caller too many is answered at once."""
-        batch = self.batches[-1] if self.batches else None
-        if batch is None or len(batch) >= self._most:
-            if len(self.batches) >= MAX_BATCHES:
-                overload = Batch(deadline)
-                joined = overload.join(request, wake)
-                overload.fail("overload", certain=True)
-                return *joined, overload
-            batch = Batch(deadline)
+        if self.batches and len(self.batches[-1].items) < self._most:
+            batch = self.batches[-1]
+            return *batch.join(request, wake), batch
+        batch = Batch(clock() + budget)
+        joined = batch.join(request, wake)
+        if len(self.batches) < MAX_BATCHES:
             self.batches.append(batch)
-        return *batch.join(request, wake), batch
+        else:
+            batch.fail("overload", certain=True)
+        return *joined, batch
 
     def fail(self, cause: str) -> None:
         """Let nobody wait for a store that is out of reach."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal, TypeAlias
 
 from resilience.clock import Clock
 from resilience.events import FallbackEntered, FallbackLeft
+from resilience.forks import renew_locks_in_child
 
 from .batch import Batch, Limiter, Request
 from .decision import Decision, Rule, never, refused
@@ -51,11 +53,17 @@ class Fallback:
         self._owed = MemoryStore(MAX_KNOWN, spill=False).space(teller.name, quotas, clock, wall_clock, None)
         self._shares: tuple[int, tuple[Rule, ...], Terms] = (0, self.rules, ())
         self._outage = 0  # the number of the one that this limiter has told of
+        # Guards `_outage`. Nothing of the user's runs under it.
+        self._lock = threading.RLock()
+        renew_locks_in_child(self)
 
-    def shift_wall(self, microseconds: int) -> None:
-        """Take over how much the store's wall clock is ahead of what was thought."""
-        self.space.wall_offset += microseconds
-        self._owed.wall_offset = self.space.wall_offset
+    def renew_locks(self) -> None:
+        """Start afresh in a forked child."""
+        self._lock = threading.RLock()
+
+    def set_wall(self, microseconds: int) -> None:
+        """Take over what the store's wall clock shows now."""
+        self._owed.wall_offset = self.space.wall_offset = microseconds - self.space.own_wall()
 
     def decide(self, key: str, cost: int, *, certain: bool = True) -> Decision:
         """Decide by the policy, because the store cannot."""
@@ -146,7 +154,10 @@ class Fallback:
         store.asked()
         if store.reachable or self._outage == store.outages:  # reachable: an overload of this process, no outage
             return
-        self._outage = store.outages
+        with self._lock:
+            if self._outage == store.outages:  # another thread was first
+                return
+            self._outage = store.outages
         if FallbackEntered.sinks:
             self._teller.tell(FallbackEntered, cause=store.cause, instances=store.instances, policy=self.policy)
 

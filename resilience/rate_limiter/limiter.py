@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
@@ -26,14 +26,13 @@ from .decision import Decision
 from .fallback import Fallback, FallbackPolicy
 from .gcra import longest_wait
 from .memory import MemoryStore, Space
-from .quota import MICROSECONDS, Quota, checked_quotas
+from .quota import MAX_PER, MICROSECONDS, Quota, checked_quotas
 from .redis import RedisStore
 from .remote import Remote
 from .telling import Teller
 from .trips_thread import current_run_sync_soon
 from .waiting import Queue, Waiter
 
-MAX_SECONDS: Final = 10 * 366 * 86_400.0
 _LONGEST_PLAIN_KEY: Final = 64
 """Characters; a longer key is kept by its hash, so that a key of a megabyte costs what others do."""
 _MAX_DIGESTS: Final = 4_096
@@ -538,9 +537,9 @@ class RateLimiter:
     def _is_shared_now(self) -> bool:
         return self._shared is not None and self._fallback() is None
 
-    async def _ask(self, operation: Operation, key: str, cost: int, extra: str = "") -> tuple[Item, int]:
+    def _ask(self, operation: Operation, key: str, cost: int, extra: str = "") -> Awaitable[tuple[Item, int]]:
         store, remote = self._with_store
-        return await store.trips().ask(Request(remote, operation, key, cost, extra))
+        return store.trips().ask(Request(remote, operation, key, cost, extra))
 
     def _ask_sync(self, operation: Operation, key: str, cost: int, extra: str = "") -> tuple[Item, int]:
         store, remote = self._with_store
@@ -601,8 +600,8 @@ def _call_in_run(call: Callable[..., object], function: Callable[[], object]) ->
 
 def _report(moved: Callable[[Sequence[int]], None], item: Item) -> None:
     """Report the waits of those who move up; without an answer they keep their slots."""
-    if isinstance(item.outcome, Told) and item.outcome.gave != "-":
-        moved([int(wait) for wait in item.outcome.gave.split(",")])
+    if isinstance(item.outcome, Told):
+        moved(item.outcome.waits)
 
 
 def _keyed_hash(hash_keys: object, name: str) -> Any:
@@ -616,12 +615,12 @@ def _keyed_hash(hash_keys: object, name: str) -> Any:
 
 
 def _microseconds(seconds: float) -> int:
-    check_number("seconds", seconds, least=0, most=MAX_SECONDS)
+    check_number("seconds", seconds, least=0, most=MAX_PER)
     return round(seconds * MICROSECONDS)
 
 
 def _longest(timeout: float | None) -> int:
     if timeout is None:
-        return round(MAX_SECONDS * MICROSECONDS)
+        return round(MAX_PER * MICROSECONDS)
     check_number("timeout", timeout, least=0)
-    return round(min(timeout, MAX_SECONDS) * MICROSECONDS)
+    return round(min(timeout, MAX_PER) * MICROSECONDS)

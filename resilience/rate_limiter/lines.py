@@ -56,7 +56,7 @@ def script() -> tuple[str, str]:
 
 
 def refused_to_run(error: BaseException) -> bool:
-    """Tell whether the server said that it did nothing."""
+    """Tell whether the server said that it did nothing: what can refuse a script does so at its first write."""
     return isinstance(error, Refused | ResponseError | BusyLoadingError | AuthenticationError)
 
 
@@ -99,17 +99,16 @@ class AsyncLine(asyncio.Protocol):
     redis-py connects: address, TLS, password, database, sentinels. Then this protocol takes the stream over: a call is
     one write and one callback, with no task and no future of its own, and nobody's cancellation can come between them.
 
-    Attributes:
-        sent: whether the last call got so far that the server may have run it.
     """
 
     def __init__(self, target: Target) -> None:
-        self.sent = False
         self._target = target
         self._sentinels = list(target.addresses) if target.kind == "sentinel" else []
         self._connection: Any = None
         self._transport: asyncio.WriteTransport | None = None
-        self._poll: select.poll | None = None
+        self._is_readable: Callable[[], object] = bool
+        # Callers and a probe may find it gone at once.
+        self._connecting = asyncio.Lock()
         self._flying: deque[_Call] = deque()
         self._received = bytearray()
 
@@ -118,19 +117,24 @@ class AsyncLine(asyncio.Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether a call can be made at once. False also if the server hung up while nothing was asked of it."""
-        if self._transport is None or self._poll is None:
-            return False
-        return bool(self._flying) or not self._poll.poll(0)
+        return self._transport is not None and (bool(self._flying) or not self._is_readable())
 
     @property
     def is_idle(self) -> bool:
-        """Whether no call is under way."""
-        return not self._flying
+        """Whether no call is under way, and nobody connects it."""
+        return not self._flying and not self._connecting.locked()
 
     async def connect(self, seconds: float) -> None:
-        """Connect anew. Whoever calls sets the time limit; `seconds` only divide it between several sentinels."""
+        """Connect, unless somebody else just has.
+
+        Whoever calls sets the time limit; `seconds` only divide it between several sentinels.
+        """
+        async with self._connecting:
+            if not self.is_ready:
+                await self._connect(seconds)
+
+    async def _connect(self, seconds: float) -> None:
         await self.close()
-        self.sent = False
         target = self._target
         if self._sentinels:
             target = node_of(target, await _ask_sentinels(self._sentinels, target, seconds))
@@ -140,17 +144,14 @@ class AsyncLine(asyncio.Protocol):
         self._transport = self._connection._writer.transport  # noqa: SLF001
         self._transport.set_protocol(self)
         self._received.clear()
-        self._poll = select.poll()
-        self._poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._is_readable = _readable(self._transport.get_extra_info("socket").fileno())
 
     async def close(self) -> None:
         """Close the connection, if there is one; calls under way fail."""
         connection, self._connection = self._connection, None
-        transport, self._transport, self._poll = self._transport, None, None
-        self._fail(ConnectionError("closed"))
-        if transport is not None:
-            transport.abort()  # with TLS an orderly end waits for the server's, which may come after the loop's
+        if self._hang_up():
             await asyncio.sleep(0)  # in which the socket is closed
+        self._fail(ConnectionError("closed"))
         if connection is not None:
             with suppress(Exception):  # what it says about its end is of no use to anybody
                 await connection.disconnect(nowait=True)
@@ -167,7 +168,6 @@ class AsyncLine(asyncio.Protocol):
             asking: whether the server gets these keys in a move that is not over, and must be told so.
         """
         source, digest = script()
-        self.sent = True
         call = _Call(landed, [source, len(keys), *keys, *arguments], asking)
         self._write(call, "EVALSHA", digest, len(keys), *keys, *arguments)
 
@@ -188,16 +188,15 @@ class AsyncLine(asyncio.Protocol):
             raise
 
     def _write(self, call: _Call, *command: str | int) -> None:
-        pack = self._connection.pack_command
         if call.asking:  # holds for the next command only
             self._flying.append(_ASKING)
         self._flying.append(call)
         if self._transport is None:
             self._fail(ConnectionError("not connected"))
         elif call.asking:
-            self._transport.write(b"".join([*pack("ASKING"), *pack(*command)]))
+            self._transport.write(packed("ASKING") + packed(*command))
         else:
-            self._transport.write(b"".join(pack(*command)))
+            self._transport.write(packed(*command))
 
     # --- what the event loop calls ---
 
@@ -230,19 +229,48 @@ class AsyncLine(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note that the connection is gone."""
-        self._transport = self._poll = None
+        self._transport = None
         self._fail(ConnectionError("connection lost") if error is None else error)
 
     def _drop(self, error: Exception) -> None:
-        transport, self._transport, self._poll = self._transport, None, None
-        if transport is not None:
-            transport.abort()
+        self._hang_up()
         self._fail(error)
+
+    def _hang_up(self) -> bool:
+        """Let go of the stream, if there is one."""
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return False
+        transport.set_protocol(asyncio.Protocol())  # its end comes later, when we may have another stream
+        transport.abort()  # with TLS an orderly end waits for the server's, which may come after the loop's
+        return True
 
     def _fail(self, error: Exception) -> None:
         flying, self._flying = self._flying, deque()
         for call in flying:
             call.landed(error)
+
+
+def _readable(descriptor: int) -> Callable[[], object]:
+    """Give what tells whether there is something to read."""
+    if hasattr(select, "poll"):  # not on Windows; it takes any descriptor, and half the time
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return partial(poll.poll, 0)
+    return lambda: select.select([descriptor], [], [], 0)[0]
+
+
+def packed(*words: str | int) -> bytes:
+    """Write a command as Redis reads it: https://redis.io/docs/latest/develop/reference/protocol-spec.
+
+    In a third of the time that redis-py's packer takes, which was a twelfth of all that a call costs.
+    """
+    parts = [f"*{len(words)}\r\n"]
+    for word in words:
+        text = word if type(word) is str else str(word)
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        parts.append(f"${size}\r\n{text}\r\n")
+    return "".join(parts).encode("utf-8", "surrogatepass")  # a name of a limiter may have any character
 
 
 class _Call(NamedTuple):

@@ -138,8 +138,7 @@ class Space:
         rule = rules[0]
         if len(rules) > 1 or not isinstance(rule, Gcra):
             return ()
-        horizon = rule.capacity + longest_wait(rule.quota) * rule.drain
-        sizes = rule.drain, rule.unit, rule.capacity, rule.capacity + rule.slack, horizon
+        sizes = rule.drain, rule.unit, rule.capacity, rule.capacity + rule.slack, rule.horizon
         return self._clock, self._origin, self._states, self._capacity, rule.quota, rule.quota.limit, *sizes
 
     # --- time ---
@@ -166,7 +165,11 @@ class Space:
 
     def wall(self) -> int:
         """Read the wall clock, in microseconds of the shared store's clock where there is one."""
-        return int(self._wall_clock() * MICROSECONDS + 0.5) + self.wall_offset
+        return self.own_wall() + self.wall_offset
+
+    def own_wall(self) -> int:
+        """Read the wall clock of this process, in microseconds."""
+        return int(self._wall_clock() * MICROSECONDS + 0.5)
 
     def nows(self, now: int) -> list[int]:
         """Give the time that each rule goes by, at the moment `now`."""
@@ -430,13 +433,14 @@ class Space:
             return never(self.rules, standings, "blocked")
         return refused(standings, "blocked", blocked=blocked, late=late)
 
-    def learn(self, key: str, states: Sequence[Any]) -> None:
-        """Take over what a shared store said of `key`."""
+    def learn(self, key: str, state: Any) -> None:
+        """Take over what a shared store said of `key`: the state of its rule, or a tuple of them."""
+        states = self._states
+        if not self._capacity.busy and key in states:  # without the lock, as in `acquire`
+            states[key] = state
+            return
         with self._capacity:
-            if key in self._states:
-                self._states[key] = states[0] if self._single is not None else tuple(states)
-            else:
-                self._save(key, states, self.now())
+            self._keys.put(key, state, self.now())
 
     def standings(self, key: str, cost: int, now: int) -> list[Standing]:
         """Tell where the rules stand for a call of `cost`."""

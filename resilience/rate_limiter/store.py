@@ -147,7 +147,7 @@ class SharedStore:
         """Tell which keys can be asked together: all of one server, those of one hash tag in a cluster."""
         return crc32(key.encode("utf-8", "surrogatepass")) % SHARDS if self._sharded else 0
 
-    def tagged(self, key: str) -> str:
+    def tag(self, key: str) -> str:
         """Give the beginning of the name of `key`."""
         return f"{self.prefix}:{{{self.shard_of(key):02x}}}" if self._sharded else self.prefix
 
@@ -186,8 +186,8 @@ class SharedStore:
 
     def settle(self, permit: Permit, reply: bytes, batch: Batch, *, shard: int, ago: float, refreshing: bool) -> None:
         """Take in what a trip brought that was sent `ago` seconds ago."""
-        words = iter(reply.decode().split())
-        server, instances = int(next(words)), int(next(words))
+        words = map(int, reply.split())
+        server, instances = next(words), next(words)
         batch.settle(words, server, int(ago * 1e6))
         permit.success()
         if refreshing:

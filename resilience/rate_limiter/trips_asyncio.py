@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -78,8 +79,8 @@ class AsyncioTrips:
 
         Cancellation: what was granted meanwhile is given back.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
-        item, caller = self._join(request, partial(_resolve, future))
+        future: asyncio.Future[Item] = self._loop.create_future()
+        item, caller = self._join(request, future.set_result)
         try:
             await future
         except BaseException:
@@ -93,8 +94,7 @@ class AsyncioTrips:
 
     def _join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller]:
         shard = self._shard(self._store.shard_of(request.key))
-        deadline = self._loop.time() + self._store.budget
-        item, caller, _ = shard.pending.join(request, wake, deadline)
+        item, caller, _ = shard.pending.join(request, wake, self._loop.time, self._store.budget)
         if not shard.departing:
             self._start(shard)
         return item, caller
@@ -140,7 +140,7 @@ class AsyncioTrips:
         permit = self._store.permit()
         if permit is None:
             shard.pending.fail(self._store.cause)
-            self._recover()
+            self.recover()
             return
         line = shard.line
         if isinstance(line, AsyncLine) and not line.is_ready:
@@ -166,7 +166,7 @@ class AsyncioTrips:
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
             self._store.fail(permit, error, batch, certain=True)
             self._fail_pending()
-            self._recover()
+            self.recover()
         except BaseException:
             permit.drop()
             shard.pending.fail("cancelled")
@@ -238,7 +238,7 @@ class AsyncioTrips:
             certain = not flight.sent or (isinstance(line, AsyncLine) and refused_to_run(answer))
             self._store.fail(flight.permit, answer, batch, certain=certain)
             self._fail_pending()
-            self._recover()
+            self.recover()
             if isinstance(line, AsyncLine):
                 self._spawn(line.close())
         else:
@@ -276,9 +276,6 @@ class AsyncioTrips:
 
     def recover(self) -> None:
         """Look after the store, if it is out of reach and nobody does."""
-        self._recover()
-
-    def _recover(self) -> None:
         steps = self._store.claim_recovery(self._loop.is_closed)
         if steps is not None:
             task = self._spawn(self._drive(steps))
@@ -359,8 +356,10 @@ class AsyncioTrips:
         """Let the other instances know that there is one less, if that takes no connecting and no waiting."""
         line = self._shard(0).line
         if self._store.reachable and (isinstance(line, AsyncClusterLine) or line.is_ready):
+            ends = self._loop.time() + self._store.budget  # for all of them: a cluster has many shards
             for call in self._store.farewells():
-                if isinstance(await self._try(line, call), Exception):
+                left = ends - self._loop.time()
+                if left <= 0 or isinstance(await self._try(line, replace(call, seconds=left)), Exception):
                     break  # the next one would wait just as long
 
     async def _close_lines(self) -> None:
@@ -368,8 +367,3 @@ class AsyncioTrips:
             await shard.line.close()
         if self._nodes is not None:
             await self._nodes.close()
-
-
-def _resolve(future: asyncio.Future[None], _: Item) -> None:
-    if not future.done():  # cancelled meanwhile
-        future.set_result(None)

