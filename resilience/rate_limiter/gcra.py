@@ -126,12 +126,12 @@ class Gcra:
 
     def told(self, reply: Iterator[int], now: int, cost: int) -> tuple[int, Standing]:
         """Read what `gcra.lua` told: the state, and where the rule stands for a call of `cost`."""
-        level = next(reply)
-        over = level + cost * self.unit - self.capacity
-        wait = 0 if over <= self.slack else -(-over // self.drain)
-        room = (self.capacity + self.slack - level) // self.unit
-        standing = _new(Standing, (self.quota, max(0, room), wait, -(-level // self.drain)))
-        return now * self.drain + level, standing
+        level, unit, drain, slack = next(reply), self.unit, self.drain, self.slack
+        left = self.capacity - level
+        over = cost * unit - left
+        wait = 0 if over <= slack else -(-over // drain)
+        room = (left + slack) // unit if left > 0 else 0
+        return now * drain + level, _new(Standing, (self.quota, room, wait, -(-level // drain)))
 
     def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
         """Tell whether what is known of a shared state is enough to answer a refusal of `cost` here: it always is."""

@@ -130,7 +130,7 @@ class Space:
         self._gcra = self._single if isinstance(self._single, Gcra) else None
         self._keys = Keys(capacity, self.now, self._drains)
         self._states = self._keys.states
-        self._blocks: OrderedDict[str, int] = OrderedDict()
+        self.blocks: OrderedDict[str, int] = OrderedDict()
         self._terms = self.terms(self.rules)
 
     def terms(self, rules: Sequence[Rule]) -> Terms:
@@ -193,7 +193,7 @@ class Space:
             terms: what `terms` gave for these rules.
         """
         terms = terms or self._terms
-        if not terms or cost == 0 or (self._blocks and key in self._blocks):
+        if not terms or cost == 0 or (self.blocks and key in self.blocks):
             return self.at_once(key, cost, rules or self.rules, source)
         # The common case, written out: one GCRA rule. `at_once` says the same for all rules.
         clock, origin, states, capacity, quota, limit, drain, unit, size, ceiling, horizon = terms
@@ -373,27 +373,22 @@ class Space:
         """Make `key` as new, its block included."""
         now = self.now()
         with self._capacity:
-            self._blocks.pop(key, None)
+            self.blocks.pop(key, None)
             if key in self._states or self._keys.recalls:
                 self._save(key, [rule.empty for rule in self.rules], now)
 
     def block(self, key: str, microseconds: int) -> None:
         """Refuse `key` for so long, whatever its limit has left; 0 ends a block."""
-        if microseconds <= 0 and not self._blocks:
+        if microseconds <= 0 and not self.blocks:
             return
         now = self.now()
         with self._capacity:
-            self._blocks.pop(key, None)
+            self.blocks.pop(key, None)
             if microseconds <= 0:
                 return
-            if len(self._blocks) >= self._capacity.max_keys:
-                self._blocks.popitem(last=False)  # the oldest gives way
-            self._blocks[key] = now + microseconds
-
-    @property
-    def has_blocks(self) -> bool:
-        """Whether any key was blocked."""
-        return bool(self._blocks)
+            if len(self.blocks) >= self._capacity.max_keys:
+                self.blocks.popitem(last=False)  # the oldest gives way
+            self.blocks[key] = now + microseconds
 
     def is_blocked(self, key: str) -> bool:
         """Tell whether somebody blocked `key`."""
@@ -402,24 +397,26 @@ class Space:
             return self._blocked(key, now) > 0
 
     def _blocked(self, key: str, now: int) -> int:
-        until = self._blocks.get(key) if self._blocks else None
+        until = self.blocks.get(key) if self.blocks else None
         if until is None:
             return 0
         if until <= now:
-            del self._blocks[key]
+            del self.blocks[key]
         return max(0, until - now)
 
     # --- what a shared store told ---
 
     def refusal(self, key: str, cost: int) -> Decision | None:
         """Give the refusal of `cost` that follows from what a shared store told of `key`; None if none does."""
-        if key not in self._blocks:
+        if key not in self.blocks:
             state = self._states.get(key)
             if state is None or cost == 0:
                 return None
             rule = self._gcra  # the common case, decided without a lock: it is one read of one number
-            if rule is not None and state + cost * rule.unit - self.now() * rule.drain <= rule.capacity + rule.slack:
-                return None
+            if rule is not None:
+                now = int((self._clock() - self._origin) * MICROSECONDS + 0.5)
+                if state + cost * rule.unit - now * rule.drain <= rule.capacity + rule.slack:
+                    return None
         now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
@@ -439,8 +436,12 @@ class Space:
         if not self._capacity.busy and key in states:  # without the lock, as in `acquire`
             states[key] = state
             return
+        now = self.now()
+        gcra = self._gcra
+        if gcra is not None and state <= now * gcra.drain and not self._keys.recalls:
+            return  # all of it drained on the way here: nothing is to be remembered, and no place taken for it
         with self._capacity:
-            self._keys.put(key, state, self.now())
+            self._keys.put(key, state, now)
 
     def standings(self, key: str, cost: int, now: int) -> list[Standing]:
         """Tell where the rules stand for a call of `cost`."""
@@ -452,7 +453,7 @@ class Space:
         """Forget every key."""
         with self._capacity:
             self._keys.clear()
-            self._blocks.clear()
+            self.blocks.clear()
 
     def owe(self, key: str, cost: int, rules: Sequence[Rule]) -> None:
         """Take `cost` units unasked."""

