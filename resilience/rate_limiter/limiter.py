@@ -308,8 +308,8 @@ class RateLimiter:
     async def block(self, key: str | bytes, seconds: float) -> None:
         """Refuse `key` for so many seconds, whatever its limit has left; 0 ends a block.
 
-        Shared through Redis, where there is one; while that is out of reach, in this instance only. Who waits already
-        gets its turn; `acquire` does not wait for the end of a block.
+        Shared through Redis, where there is one; while that is out of reach, in this instance only, and Redis is told
+        when it is back. Who waits already gets its turn; `acquire` does not wait for the end of a block.
 
         Args:
             key: as in `try_acquire`.
@@ -320,15 +320,21 @@ class RateLimiter:
         """
         own, duration = self._own_key(key, 1), _microseconds(seconds)
         self._space.block(own, duration)
-        if self._is_shared_now():
-            await self._ask("block", own, 0, str(duration))
+        if self._is_shared:
+            item = (await self._ask("block", own, 0, str(duration)))[0] if self._fallback() is None else None
+            self._note_block(own, item)
 
     def block_sync(self, key: str | bytes, seconds: float) -> None:
         """Do the same as `block` in sync code, from any thread."""
         own, duration = self._own_key(key, 1), _microseconds(seconds)
         self._space.block(own, duration)
-        if self._is_shared_now():
-            self._ask_sync("block", own, 0, str(duration))
+        if self._is_shared:
+            item = self._ask_sync("block", own, 0, str(duration))[0] if self._fallback() is None else None
+            self._note_block(own, item)
+
+    def _note_block(self, key: str, item: Item | None) -> None:
+        if item is None or not isinstance(item.outcome, Told):
+            self._remote.fallback.block(key)
 
     # --- waiting ---
 
@@ -462,7 +468,7 @@ class RateLimiter:
             return "never"
         if decision.source == "fallback" and self._remote.fallback.policy == "closed":
             return "closed"
-        return "blocked" if self._space.is_blocked(key) else otherwise
+        return "blocked" if self._space.blocked_for(key) else otherwise
 
     def refusal(self, key: str | bytes, decision: Decision) -> RateLimitedError:
         """Make the error of a call that `try_acquire(key)` refused with `decision`; its `reason` says why."""

@@ -60,6 +60,13 @@ def refused_to_run(error: BaseException) -> bool:
     return isinstance(error, Refused | ResponseError | BusyLoadingError | AuthenticationError)
 
 
+def is_read_only(error: Exception) -> bool:
+    """Tell whether a replica said that it may not write."""
+    return isinstance(error, ReadOnlyError) or (
+        isinstance(error, ResponseError) and Refused.of(error).code == "READONLY"
+    )
+
+
 class Refused(Exception):  # noqa: N818 - what the server did, not what went wrong here
     """The server answered with an error: whatever it was asked, it did nothing.
 
@@ -301,11 +308,46 @@ class SyncLine:
         sent: whether the last call got so far that the server may have run it.
     """
 
+    # Either `call`, which does all for one call, or `send` and `receive`, for calls that need not wait for each other.
+
     def __init__(self, target: Target) -> None:
         self.sent = False
         self._target = target
         self._sentinels = list(target.addresses) if target.kind == "sentinel" else []
         self._connection: Any = None
+        self._under_way: deque[tuple[Any, list[str], Arguments]] = deque()
+
+    def send(self, tag: object, keys: list[str], arguments: Arguments, seconds: float) -> None:
+        """Have the script run; `receive` gives the reply, with `tag`. If this raises, nothing is under way any more."""
+        deadline = time.monotonic() + seconds
+        self.sent = False
+        try:
+            self._prepare(deadline)
+            self.sent = True
+            self._write(deadline, "EVALSHA", script()[1], len(keys), *keys, *arguments)
+        except BaseException:
+            self.close()
+            raise
+        self._under_way.append((tag, keys, arguments))
+
+    def receive(self, seconds: float) -> tuple[Any, bytes | Exception]:
+        """Give the next answer, and the tag of its call; raise if there is none, and then nothing is under way."""
+        deadline = time.monotonic() + seconds
+        try:
+            while True:
+                tag, keys, arguments = call = self._under_way.popleft()
+                try:
+                    answer: bytes = self._read(deadline)
+                except NoScriptError:  # which proves that nothing ran
+                    self._write(deadline, "EVAL", script()[0], len(keys), *keys, *arguments)
+                    self._under_way.append(call)
+                except (ResponseError, BusyLoadingError, AuthenticationError) as error:  # see `refused_to_run`
+                    return tag, error
+                else:
+                    return tag, answer
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, keys: list[str], arguments: Arguments, seconds: float, *, asking: bool = False) -> bytes:
         """Run the script and give its reply, or raise when `seconds` are over; on any error the connection is gone.
@@ -317,7 +359,7 @@ class SyncLine:
             try:
                 return self._call(keys, arguments, deadline, asking=asking)
             except ResponseError as error:
-                if not isinstance(error, ReadOnlyError) and Refused.of(error).code != "READONLY":
+                if not is_read_only(error):
                     raise
                 self.close()
                 return self._call(keys, arguments, deadline, asking=asking)
@@ -328,12 +370,8 @@ class SyncLine:
 
     def _call(self, keys: list[str], arguments: Arguments, deadline: float, *, asking: bool) -> bytes:
         self.sent = False
-        if self._connection is not None:
-            self._drop_if_hung_up()
-        if self._connection is None:
-            self._connect(deadline)
+        self._prepare(deadline)
         source, digest = script()
-        _left(deadline)  # a name server may have taken so long that nobody waits any more: then nothing is charged
         self.sent = True
         try:
             if asking:
@@ -344,6 +382,13 @@ class SyncLine:
                 self._ask(deadline, "ASKING")
             answer = self._ask(deadline, "EVAL", source, len(keys), *keys, *arguments)
         return answer
+
+    def _prepare(self, deadline: float) -> None:
+        if self._connection is not None and not self._under_way:
+            self._drop_if_hung_up()
+        if self._connection is None:
+            self._connect(deadline)
+        _left(deadline)  # a name server may have taken so long that nobody waits any more: then nothing is charged
 
     def _connect(self, deadline: float) -> None:
         target = self._target
@@ -362,10 +407,20 @@ class SyncLine:
         if readable:
             self.close()
 
-    def _ask(self, deadline: float, *command: Any) -> Any:
-        self._connection._sock.settimeout(_left(deadline))  # noqa: SLF001 - redis-py sets it once, at connecting
-        self._connection.send_command(*command, check_health=False)
+    def _ask(self, deadline: float, *command: str | int) -> Any:
+        self._write(deadline, *command)
+        return self._read(deadline)
+
+    def _write(self, deadline: float, *command: str | int) -> None:
+        self._set_limit(deadline)
+        self._connection.send_packed_command([packed(*command)], check_health=False)
+
+    def _read(self, deadline: float) -> Any:
+        self._set_limit(deadline)
         return self._connection.read_response()
+
+    def _set_limit(self, deadline: float) -> None:
+        self._connection._sock.settimeout(_left(deadline))  # noqa: SLF001 - redis-py sets it once, at connecting
 
     def interrupt(self) -> None:
         """Let the call that another thread makes here fail now."""
@@ -375,7 +430,8 @@ class SyncLine:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection, if there is one; nobody gets the replies to what is under way."""
+        self._under_way.clear()
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):

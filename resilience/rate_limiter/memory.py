@@ -390,11 +390,11 @@ class Space:
                 self.blocks.popitem(last=False)  # the oldest gives way
             self.blocks[key] = now + microseconds
 
-    def is_blocked(self, key: str) -> bool:
-        """Tell whether somebody blocked `key`."""
+    def blocked_for(self, key: str) -> int:
+        """Give the microseconds for which `key` is still blocked; 0 if it is not."""
         now = self.now()
         with self._capacity:
-            return self._blocked(key, now) > 0
+            return self._blocked(key, now)
 
     def _blocked(self, key: str, now: int) -> int:
         until = self.blocks.get(key) if self.blocks else None

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from resilience.breaker import Permit
 
-from .batch import Batch, Caller, Item, Pending, Request, Wake
+from .batch import WORTH_A_TRIP, Batch, Caller, Item, Pending, Request, Wake
 from .cluster import AsyncClusterLine, AsyncNodes
 from .lines import AsyncLine, Refused, refused_to_run
 from .store import Call, SharedStore
@@ -22,10 +22,6 @@ MAX_FLYING: Final = 4
 """Trips under way at once, on one connection, so that they keep their order. A third one starts only when the next
 batch is full, or has waited a quarter of the budget: else every caller would start one of its own, and nothing would be
 asked together. The second starts for less, see `WORTH_A_TRIP`."""
-
-WORTH_A_TRIP: Final = 32
-"""Keys from which on a batch goes as two, or beside another: the server works on one while the other is written or
-read. With 100 callers in a circle that is a sixth more calls per second."""
 
 
 class _Shard:
@@ -248,7 +244,8 @@ class AsyncioTrips:
                 self._spawn(line.close())
         else:
             for item in batch.items:
-                self._refund(item, item.excess())
+                if item.left:
+                    self._refund(item, item.excess())
         self._start(shard)
 
     async def _close_and_start(self, shard: _Shard) -> None:
