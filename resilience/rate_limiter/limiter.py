@@ -360,7 +360,7 @@ class RateLimiter:
                 "closed" (the store is out of reach, and `fallback` says so); `decision` has the rest.
             ConfigurationError: an argument that makes no sense.
 
-        Cancellation: the units are given back, and those behind move up.
+        Cancellation: the units are given back, and those behind move up once all who leave at that moment have left.
         """
         own, longest = self._own_key(key, cost), min(_longest(timeout), self._longest)
         if self._shadow:
@@ -414,14 +414,16 @@ class RateLimiter:
 
     async def _wait(self, key: str, cost: int, wait: int) -> None:
         moved = anyio.Event()
-        waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, _waker(moved))
+        call = _caller_of_this_run()
+        slot = self._clock() + wait / MICROSECONDS
+        waiter = Waiter(cost, slot, partial(_call_if_it_runs, call, moved.set), partial(_call_anyway, call))
         self._queue.enter(key, waiter)
         try:
             while (left := waiter.slot - self._clock()) > 0:
                 with anyio.move_on_after(left):
                     await moved.wait()
                     moved = anyio.Event()
-                    waiter.wake = _waker(moved)
+                    waiter.wake = partial(_call_if_it_runs, call, moved.set)
         except BaseException:
             self._queue.leave(key, waiter, passed=False)
             raise
@@ -429,7 +431,7 @@ class RateLimiter:
 
     def _sleep(self, key: str, cost: int, wait: int) -> None:
         moved = threading.Event()
-        waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, moved.set)
+        waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, moved.set, lambda close_up: close_up())
         self._queue.enter(key, waiter)
         try:
             while True:
@@ -583,18 +585,24 @@ class RateLimiter:
             await self.aclose()
 
 
-def _waker(event: anyio.Event) -> Callable[[], object]:
-    """Give a function that sets `event` from any thread."""
+def _caller_of_this_run() -> Callable[..., object]:
+    """Give a function by which any thread has something done in the run of this task."""
     try:
-        call: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
+        return asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:
-        call = current_run_sync_soon()
-    return partial(_call_in_run, call, event.set)
+        return current_run_sync_soon()
 
 
-def _call_in_run(call: Callable[..., object], function: Callable[[], object]) -> None:
+def _call_if_it_runs(call: Callable[..., object], function: Callable[[], object]) -> None:
     with suppress(RuntimeError):  # the run is over
         call(function)
+
+
+def _call_anyway(call: Callable[..., object], function: Callable[[], object]) -> None:
+    try:
+        call(function)
+    except RuntimeError:  # the run is over, but those behind may wait in another one
+        function()
 
 
 def _report(moved: Callable[[Sequence[int]], None], item: Item) -> None:
