@@ -102,7 +102,7 @@ class Redis:
             if gave:
                 state = rule.charge(state, now, gave * cost, now)
         elif operation == "replay":
-            state = rule.from_level(max(rule.level(state, now), min(int(extra), rule.capacity)), now)
+            state = now * rule.drain + max(rule.level(state, now), min(int(extra), rule.capacity))
             gave = 1
         else:
             raise ValueError(f"not simulated: {operation}")

@@ -23,29 +23,27 @@ class AsyncNodes:
         self.target = target
         self.routes = Routes(target.addresses, target.remap)
         self.learning = asyncio.Lock()
-        self._lines: dict[Address, tuple[AsyncLine, asyncio.Lock]] = {}
+        self._lines: dict[Address, AsyncLine] = {}
 
     async def connected(self, address: Address, seconds: float) -> AsyncLine:
         """Give the line to a node, connected; it takes any number of calls at once."""
-        if address not in self._lines:
-            self._lines[address] = AsyncLine(node_of(self.target, address)), asyncio.Lock()
-        line, connecting = self._lines[address]
+        line = self._lines.get(address)
+        if line is None:
+            line = self._lines[address] = AsyncLine(node_of(self.target, address))
         if not line.is_ready:
-            async with connecting:
-                if not line.is_ready:  # else another call has connected it meanwhile
-                    await line.connect(seconds)
+            await line.connect(seconds)
         return line
 
     async def drop(self, address: Address) -> None:
         """Close the line to a node that is in trouble."""
         if address in self._lines:
-            await self._lines[address][0].close()
+            await self._lines[address].close()
 
     async def close(self, *, but: set[Address] | None = None) -> None:
         """Close the lines, or those to nodes that are none any more."""
         for address in [one for one in self._lines if but is None or one not in but]:
-            line, connecting = self._lines[address]
-            if but is None or (line.is_idle and not connecting.locked()):
+            line = self._lines[address]
+            if but is None or line.is_idle:
                 del self._lines[address]
                 await line.close()
 

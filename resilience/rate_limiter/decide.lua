@@ -140,9 +140,9 @@ function operations.refund(rules, item, now, cost)
   return cost
 end
 
--- Gives the waits of callers who move up when one in front of them has left: "<cost> <cost> ...".
+-- Gives how many callers move up when one in front of them has left, "<cost> <cost> ...", and their waits.
 function operations.requeue(rules, item, now, cost, costs)
-  local waits, all = {}, cost
+  local waits, all = {0}, cost
   for units in string.gmatch(costs, '%S+') do all = all + tonumber(units) end
   for index, rule in ipairs(rules) do
     (rule.algorithm.withdraw or rule.algorithm.refund)(rule, item.states[index], now, all)
@@ -153,7 +153,8 @@ function operations.requeue(rules, item, now, cost, costs)
     charge_all(rules, item, now, tonumber(units), now + wait)
     waits[#waits + 1] = string.format('%.0f', wait)
   end
-  return #waits > 0 and table.concat(waits, ',') or '-'
+  waits[1] = #waits - 1
+  return table.concat(waits, ' ')
 end
 
 function operations.reset(rules, item, now)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, TypeAlias
 
 from resilience.clock import Clock
 from resilience.events import FallbackEntered, FallbackLeft
+from resilience.forks import renew_locks_in_child
 
 from .batch import Batch, Limiter, Request
 from .decision import Decision, Rule, never, refused
@@ -50,12 +52,19 @@ class Fallback:
         # What this instance admitted by itself, without what was known before: the store must be told of those keys.
         self._owed = MemoryStore(MAX_KNOWN, spill=False).space(teller.name, quotas, clock, wall_clock, None)
         self._shares: tuple[int, tuple[Rule, ...], Terms] = (0, self.rules, ())
+        self._blocked: dict[str, None] = {}  # whose block the store has not been told of
         self._outage = 0  # the number of the one that this limiter has told of
+        # Guards `_outage` and `_blocked`. Nothing of the user's runs under it.
+        self._lock = threading.RLock()
+        renew_locks_in_child(self)
 
-    def shift_wall(self, microseconds: int) -> None:
-        """Take over how much the store's wall clock is ahead of what was thought."""
-        self.space.wall_offset += microseconds
-        self._owed.wall_offset = self.space.wall_offset
+    def renew_locks(self) -> None:
+        """Start afresh in a forked child."""
+        self._lock = threading.RLock()
+
+    def set_wall(self, microseconds: int) -> None:
+        """Take over what the store's wall clock shows now."""
+        self._owed.wall_offset = self.space.wall_offset = microseconds - self.space.own_wall()
 
     def decide(self, key: str, cost: int, *, certain: bool = True) -> Decision:
         """Decide by the policy, because the store cannot."""
@@ -114,6 +123,13 @@ class Fallback:
         """Let callers who wait for their turn in this instance's share move up."""
         return self.space.requeue(key, back, costs, self._share()[1])
 
+    def block(self, key: str) -> None:
+        """Note that the store must be told whether and for how long `key` is blocked here."""
+        with self._lock:
+            if len(self._blocked) >= MAX_KNOWN and key not in self._blocked:
+                del self._blocked[next(iter(self._blocked))]  # the oldest gives way
+            self._blocked[key] = None
+
     def _share(self) -> tuple[int, tuple[Rule, ...], Terms]:
         """Give the number of instances, and the rules of one of them."""
         instances = self._store.instances
@@ -146,7 +162,10 @@ class Fallback:
         store.asked()
         if store.reachable or self._outage == store.outages:  # reachable: an overload of this process, no outage
             return
-        self._outage = store.outages
+        with self._lock:
+            if self._outage == store.outages:  # another thread was first
+                return
+            self._outage = store.outages
         if FallbackEntered.sinks:
             self._teller.tell(FallbackEntered, cause=store.cause, instances=store.instances, policy=self.policy)
 
@@ -164,27 +183,42 @@ class Fallback:
         What is given is owed no more, so that it cannot be confused with what is admitted meanwhile; see `unpaid`. The
         cost in a request is the units of this instance's own.
         """
+        with self._lock:
+            blocked, self._blocked = self._blocked, {}
+        for keys in self._together(blocked, max_batch):
+            batch = Batch(0.0)
+            for key in keys:
+                batch.join(Request(limiter, "block", key, 0, str(self.space.blocked_for(key))), None)
+            yield batch
+        for keys in self._together(self._owed.names(), max_batch):
+            batch = Batch(0.0)
+            for key in keys:
+                if units := self._taken(key):
+                    # All of the limit that is used if the others admitted as much as this one did. The store makes sure
+                    # of that, and so of the most that any instance tells of, which is no less than what all have used
+                    # together: their mean.
+                    words = " ".join(map(str, self.space.levels(key)))
+                    batch.join(Request(limiter, "replay", key, units, words), None)
+            if len(batch):
+                yield batch
+
+    def _together(self, keys: Iterable[str], max_batch: int) -> Iterator[list[str]]:
+        """Give the keys in lists that one call of the script may have."""
         shards: dict[int, list[str]] = {}
-        for key in self._owed.names():
+        for key in keys:
             shards.setdefault(self._store.shard_of(key), []).append(key)
-        for keys in shards.values():
-            for first in range(0, len(keys), max_batch):
-                batch = Batch(0.0)
-                for key in keys[first : first + max_batch]:
-                    if units := self._taken(key):
-                        # All of the limit that is used if the others admitted as much as this one did. The store
-                        # makes sure of that, and so of the most that any instance tells of, which is no less than
-                        # what all have used together: their mean.
-                        words = " ".join(map(str, self.space.levels(key)))
-                        batch.join(Request(limiter, "replay", key, units, words), None)
-                if len(batch):
-                    yield batch
+        for together in shards.values():
+            for first in range(0, len(together), max_batch):
+                yield together[first : first + max_batch]
 
     def unpaid(self, batch: Batch) -> None:
         """Note that the store may not know of a batch of debts after all."""
         rules = self._share()[1]
         for item in batch.items:
-            self._owed.owe(item.request.key, item.request.cost, rules)
+            if item.request.operation == "block":
+                self.block(item.request.key)
+            else:
+                self._owed.owe(item.request.key, item.request.cost, rules)
 
     def _taken(self, key: str) -> int:
         """Give the units of `key` that are owed, rounded up, and owe them no more."""

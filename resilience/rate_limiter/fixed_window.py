@@ -105,10 +105,6 @@ class FixedWindow:
         """Give what is used in this window, by weight."""
         return self._use(state, now)
 
-    def from_level(self, level: int, now: int) -> int:
-        """Give the state that has used `level` in this window."""
-        return self._window(now)[0] * _INDEX + level
-
     def spec(self, wall: int) -> str:
         """Give the rule in the words of `fixed_window.lua`, for a server whose clock shows about `wall`."""
         before, change, after = self.phase(wall)
@@ -121,7 +117,7 @@ class FixedWindow:
         wait = 0 if ahead == 0 else left + (ahead - 1) * per
         drained = 0 if use == 0 else left + (-(-use // self.capacity) - 1) * per
         room = max(0, self.capacity - use)
-        return self.from_level(use, now), Standing(self.quota, room, wait, drained)
+        return self._window(now)[0] * _INDEX + use, Standing(self.quota, room, wait, drained)
 
     def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
         """Tell whether what is known of a shared state is enough to answer a refusal of `cost` here: it always is."""

@@ -20,6 +20,7 @@ from math import gcd
 from .decision import Standing
 from .quota import Quota
 
+_new = tuple.__new__  # a third of the time of a named tuple's own
 LONGEST_WAIT = 3_600_000_000
 """Microseconds that a caller may wait for its turn at most, or one period if that is longer."""
 
@@ -74,6 +75,11 @@ class Gcra:
         """The largest cost that can ever pass."""
         return self.capacity // self.unit
 
+    @property
+    def horizon(self) -> int:
+        """How far ahead the arrival time may lie with all that is reserved."""
+        return self.capacity + longest_wait(self.quota) * self.drain
+
     def room(self, state: int, now: int) -> int:
         """Give the units that can pass now."""
         return max(0, (self.capacity + self.slack - self._level(state, now)) // self.unit)
@@ -104,8 +110,7 @@ class Gcra:
 
         A clock that stepped back must not lock a key for as long as the step was.
         """
-        horizon = self.capacity + longest_wait(self.quota) * self.drain
-        return state if state - now * self.drain <= horizon else now * self.drain + self.capacity
+        return state if state - now * self.drain <= self.horizon else now * self.drain + self.capacity
 
     def remembered(self, at: int, now: int) -> int:  # noqa: ARG002 - as `Rule` has it
         """Give the state of a key of which only the moment is known at which it is as new."""
@@ -115,23 +120,18 @@ class Gcra:
         """Give what has not drained yet, on the stretched line."""
         return self._level(state, now)
 
-    def from_level(self, level: int, now: int) -> int:
-        """Give the state that has `level` left to drain."""
-        return now * self.drain + level
-
     def spec(self, wall: int) -> str:  # noqa: ARG002 - as `Rule` has it
         """Give the rule in the words of `gcra.lua`."""
-        horizon = self.capacity + longest_wait(self.quota) * self.drain
-        return f"g {self.unit} {self.drain} {self.capacity} {self.capacity + self.slack} {horizon}"
+        return f"g {self.unit} {self.drain} {self.capacity} {self.capacity + self.slack} {self.horizon}"
 
     def told(self, reply: Iterator[int], now: int, cost: int) -> tuple[int, Standing]:
         """Read what `gcra.lua` told: the state, and where the rule stands for a call of `cost`."""
-        level = next(reply)
-        over = level + cost * self.unit - self.capacity
-        wait = 0 if over <= self.slack else -(-over // self.drain)
-        room = (self.capacity + self.slack - level) // self.unit
-        state = now * self.drain + level
-        return state, Standing(self.quota, max(0, room), wait, -(-level // self.drain))
+        level, unit, drain, slack = next(reply), self.unit, self.drain, self.slack
+        left = self.capacity - level
+        over = cost * unit - left
+        wait = 0 if over <= slack else -(-over // drain)
+        room = (left + slack) // unit if left > 0 else 0
+        return now * drain + level, _new(Standing, (self.quota, room, wait, -(-level // drain)))
 
     def refuses(self, state: int, cost: int) -> bool:  # noqa: ARG002 - as `Rule` has it
         """Tell whether what is known of a shared state is enough to answer a refusal of `cost` here: it always is."""

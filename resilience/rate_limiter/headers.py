@@ -34,8 +34,7 @@ def rate_limit_headers(
     Raises:
         ConfigurationError: a name or version that makes no sense.
     """
-    if not _NAME.fullmatch(str(name)):
-        raise ConfigurationError(f"name must be 1 to 64 letters, digits and _.:/-, got {shown(name)}")
+    _check_policy(name)
     reset = ceil(decision.reset_after if decision.allowed else decision.retry_after or decision.reset_after)
     if version == "draft-11":
         window = max(1, ceil(decision.quota.per))
@@ -59,3 +58,8 @@ def retry_after_header(decision: Decision) -> dict[str, str]:
     if decision.allowed or decision.retry_after is None:
         return {}
     return {"Retry-After": str(max(1, ceil(decision.retry_after)))}
+
+
+def _check_policy(name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError(f"name must be 1 to 64 letters, digits and _.:/-, got {shown(name)}")

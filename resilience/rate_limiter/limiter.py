@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
@@ -26,14 +26,14 @@ from .decision import Decision
 from .fallback import Fallback, FallbackPolicy
 from .gcra import longest_wait
 from .memory import MemoryStore, Space
-from .quota import MICROSECONDS, Quota, checked_quotas
+from .quota import MAX_PER, MICROSECONDS, Quota, checked_quotas
 from .redis import RedisStore
 from .remote import Remote
 from .telling import Teller
 from .trips_thread import current_run_sync_soon
 from .waiting import Queue, Waiter
 
-MAX_SECONDS: Final = 10 * 366 * 86_400.0
+_new = tuple.__new__  # a third of the time of a named tuple's own
 _LONGEST_PLAIN_KEY: Final = 64
 """Characters; a longer key is kept by its hash, so that a key of a megabyte costs what others do."""
 _MAX_DIGESTS: Final = 4_096
@@ -111,20 +111,20 @@ class RateLimiter:
         self._hash = _keyed_hash(hash_keys, name)
         self._digests: dict[str, str] = {}
         self._teller = Teller(name, clock)
-        self._shared: tuple[RedisStore, Remote] | None = None
+        self._is_shared = isinstance(store, RedisStore)
         if isinstance(store, RedisStore):
-            remote = Remote(
+            self._redis = store  # this one and the next exist only then
+            self._remote = Remote(
                 store, self._quotas, teller=self._teller, policy=fallback, clock=clock, wall_clock=wall_clock
             )
-            self._shared = store, remote
-            self._space: Space = remote.space
+            self._space: Space = self._remote.space
         else:
             self._space = (MemoryStore() if store is None else store).space(
                 name, self._quotas, clock, wall_clock, self._teller
             )
         self._rules = self._space.rules
         # What most calls need and no more; None where a call needs more.
-        self._plain = self._space.acquire if self._shared is None and not shadow else None
+        self._plain = self._space.acquire if not self._is_shared and not shadow else None
         self._longest = min(longest_wait(quota) for quota in self._quotas)
         self._queue = Queue(clock, max_waiting, self._requeue)
         self._wait_sync: Callable[[threading.Event, float], object] = threading.Event.wait
@@ -141,7 +141,7 @@ class RateLimiter:
 
     def __repr__(self) -> str:
         quotas = "; ".join(map(str, self._quotas))
-        where = "in memory" if self._shared is None else repr(self._shared[0])
+        where = repr(self._redis) if self._is_shared else "in memory"
         waiting = f", {len(self._queue)} waiting" if len(self._queue) else ""
         return f"<RateLimiter {self._name!r} {quotas}, {where}{waiting}>"
 
@@ -175,9 +175,14 @@ class RateLimiter:
             quick = plain(key, cost)
             return quick if quick[0] and not LimitNear.sinks else self._told(quick, cost)
         own = self._own_key(key, cost)
-        decision = self._at_once(own, cost)
+        # What most calls on a shared store need is written out here: calls of our own would be a thirtieth of the cost.
+        reachable = self._is_shared and self._redis.reachable
+        decision = self._space.refusal(own, cost) if reachable else self._at_once(own, cost)
         if decision is None:
-            decision = self._remote.acquired(*await self._ask("acquire", own, cost))
+            item, rank = await self._redis.trips().ask(_new(Request, (self._remote, "acquire", own, cost, "")))
+            decision = self._remote.acquired(item, rank)
+            if decision[0] and not LimitNear.sinks:
+                return decision
         return self._told(decision, cost)
 
     def try_acquire_sync(self, key: str | bytes = "", cost: int = 1) -> Decision:
@@ -200,7 +205,7 @@ class RateLimiter:
 
     def _at_once(self, key: str, cost: int) -> Decision | None:
         """Decide without a trip, where that is possible."""
-        if self._shared is None:
+        if not self._is_shared:
             return self._space.acquire(key, cost)
         fallback = self._fallback()
         return self._space.refusal(key, cost) if fallback is None else fallback.decide(key, cost)
@@ -227,7 +232,7 @@ class RateLimiter:
         return self._told(decision, cost)
 
     def _most_at_once(self, key: str, cost: int) -> Decision | None:
-        if self._shared is None:
+        if not self._is_shared:
             return self._space.at_once(key, cost, self._rules, "memory", least=min(1, cost))
         fallback = self._fallback()
         return self._space.refusal(key, min(1, cost)) if fallback is None else fallback.decide_most(key, cost)
@@ -253,7 +258,7 @@ class RateLimiter:
         return decision
 
     def _looked(self, key: str, cost: int) -> Decision | None:
-        if self._shared is None:
+        if not self._is_shared:
             return self._space.peek(key, cost, self._rules, "memory")
         fallback = self._fallback()
         return None if fallback is None else fallback.look(key, cost)
@@ -281,7 +286,7 @@ class RateLimiter:
         return decision
 
     def _refunded(self, key: str, cost: int) -> Decision | None:
-        if self._shared is None:
+        if not self._is_shared:
             return self._space.refund(key, cost, self._rules, "memory")
         fallback = self._fallback()
         return None if fallback is None else fallback.give_back(key, cost)
@@ -303,8 +308,8 @@ class RateLimiter:
     async def block(self, key: str | bytes, seconds: float) -> None:
         """Refuse `key` for so many seconds, whatever its limit has left; 0 ends a block.
 
-        Shared through Redis, where there is one; while that is out of reach, in this instance only. Who waits already
-        gets its turn; `acquire` does not wait for the end of a block.
+        Shared through Redis, where there is one; while that is out of reach, in this instance only, and Redis is told
+        when it is back. Who waits already gets its turn; `acquire` does not wait for the end of a block.
 
         Args:
             key: as in `try_acquire`.
@@ -315,15 +320,21 @@ class RateLimiter:
         """
         own, duration = self._own_key(key, 1), _microseconds(seconds)
         self._space.block(own, duration)
-        if self._is_shared_now():
-            await self._ask("block", own, 0, str(duration))
+        if self._is_shared:
+            item = (await self._ask("block", own, 0, str(duration)))[0] if self._fallback() is None else None
+            self._note_block(own, item)
 
     def block_sync(self, key: str | bytes, seconds: float) -> None:
         """Do the same as `block` in sync code, from any thread."""
         own, duration = self._own_key(key, 1), _microseconds(seconds)
         self._space.block(own, duration)
-        if self._is_shared_now():
-            self._ask_sync("block", own, 0, str(duration))
+        if self._is_shared:
+            item = self._ask_sync("block", own, 0, str(duration))[0] if self._fallback() is None else None
+            self._note_block(own, item)
+
+    def _note_block(self, key: str, item: Item | None) -> None:
+        if item is None or not isinstance(item.outcome, Told):
+            self._remote.fallback.block(key)
 
     # --- waiting ---
 
@@ -349,7 +360,7 @@ class RateLimiter:
                 "closed" (the store is out of reach, and `fallback` says so); `decision` has the rest.
             ConfigurationError: an argument that makes no sense.
 
-        Cancellation: the units are given back, and those behind move up.
+        Cancellation: the units are given back, and those behind move up once all who leave at that moment have left.
         """
         own, longest = self._own_key(key, cost), min(_longest(timeout), self._longest)
         if self._shadow:
@@ -396,21 +407,23 @@ class RateLimiter:
 
     def _reserved(self, key: str, cost: int, longest: int) -> tuple[int | None, Decision] | None:
         """Reserve without a trip, where that is possible."""
-        if self._shared is None:
+        if not self._is_shared:
             return self._space.reserve(key, cost, longest, self._rules, "memory")
         fallback = self._fallback()
         return None if fallback is None else fallback.reserve(key, cost, longest)
 
     async def _wait(self, key: str, cost: int, wait: int) -> None:
         moved = anyio.Event()
-        waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, _waker(moved))
+        call = _caller_of_this_run()
+        slot = self._clock() + wait / MICROSECONDS
+        waiter = Waiter(cost, slot, partial(_call_if_it_runs, call, moved.set), partial(_call_anyway, call))
         self._queue.enter(key, waiter)
         try:
             while (left := waiter.slot - self._clock()) > 0:
                 with anyio.move_on_after(left):
                     await moved.wait()
                     moved = anyio.Event()
-                    waiter.wake = _waker(moved)
+                    waiter.wake = partial(_call_if_it_runs, call, moved.set)
         except BaseException:
             self._queue.leave(key, waiter, passed=False)
             raise
@@ -418,7 +431,7 @@ class RateLimiter:
 
     def _sleep(self, key: str, cost: int, wait: int) -> None:
         moved = threading.Event()
-        waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, moved.set)
+        waiter = Waiter(cost, self._clock() + wait / MICROSECONDS, moved.set, lambda close_up: close_up())
         self._queue.enter(key, waiter)
         try:
             while True:
@@ -433,16 +446,15 @@ class RateLimiter:
         self._queue.leave(key, waiter, passed=True)
 
     def _requeue(self, key: str, back: int, costs: Sequence[int], moved: Callable[[Sequence[int]], None]) -> None:
-        if self._shared is None:
+        if not self._is_shared:
             moved(self._space.requeue(key, back, costs, self._rules))
             return
-        store, remote = self._shared
         fallback = self._fallback()
         if fallback is not None:
             moved(fallback.requeue(key, back, costs))
         else:
-            request = Request(remote, "requeue", key, back, " ".join(map(str, costs)))
-            store.trips().tell(request, partial(_report, moved))
+            request = Request(self._remote, "requeue", key, back, " ".join(map(str, costs)))
+            self._redis.trips().tell(request, partial(_report, moved))
 
     def _refused(self, key: str, decision: Decision, otherwise: str) -> RateLimitedError:
         """Tell that a call was refused that was ready to wait, and make its error."""
@@ -458,7 +470,7 @@ class RateLimiter:
             return "never"
         if decision.source == "fallback" and self._remote.fallback.policy == "closed":
             return "closed"
-        return "blocked" if self._space.is_blocked(key) else otherwise
+        return "blocked" if self._space.blocked_for(key) else otherwise
 
     def refusal(self, key: str | bytes, decision: Decision) -> RateLimitedError:
         """Make the error of a call that `try_acquire(key)` refused with `decision`; its `reason` says why."""
@@ -498,53 +510,41 @@ class RateLimiter:
                 key = key.decode("utf-8", "surrogateescape")
             elif not isinstance(key, str):
                 raise ConfigurationError(f"key must be a string or bytes, got {shown(type(key).__name__)}")
-        if self._shared is None:
+        if (known := self._digests.get(key)) is not None:
+            return known
+        if not self._is_shared:
             return key if len(key) <= _LONGEST_PLAIN_KEY else self._digest(key)
         if self._hash_keys is False and len(key) <= _LONGEST_PLAIN_KEY and key.isprintable():
             return key
         return self._digest(key)
 
     def _digest(self, key: str) -> str:
-        known = self._digests.get(key)
-        if known is None:
-            digest = self._hash.copy()
-            digest.update(key.encode("utf-8", "surrogatepass"))
-            known = digest.hexdigest()
-            if len(key) <= _LONGEST_PLAIN_KEY:
-                if len(self._digests) >= _MAX_DIGESTS:
-                    self._digests.clear()
-                self._digests[key] = known
-        return known
-
-    @property
-    def _remote(self) -> Remote:
-        return self._with_store[1]
-
-    @property
-    def _with_store(self) -> tuple[RedisStore, Remote]:
-        if self._shared is None:
-            raise RuntimeError("a bug: a limiter in memory makes no trips")
-        return self._shared
+        hashing = self._hash.copy()
+        hashing.update(key.encode("utf-8", "surrogatepass"))
+        digest: str = hashing.hexdigest()
+        if len(key) <= _LONGEST_PLAIN_KEY:
+            if len(self._digests) >= _MAX_DIGESTS:
+                self._digests.clear()
+            self._digests[key] = digest
+        return digest
 
     def _fallback(self) -> Fallback | None:
         """Give what decides instead of the shared store, while that is out of reach; and have that looked after."""
-        store, remote = self._with_store
+        store = self._redis
         if store.reachable:
             return None
         if store.needs_recovery():
             store.trips().recover()
-        return remote.fallback
+        return self._remote.fallback
 
     def _is_shared_now(self) -> bool:
-        return self._shared is not None and self._fallback() is None
+        return self._is_shared and self._fallback() is None
 
-    async def _ask(self, operation: Operation, key: str, cost: int, extra: str = "") -> tuple[Item, int]:
-        store, remote = self._with_store
-        return await store.trips().ask(Request(remote, operation, key, cost, extra))
+    def _ask(self, operation: Operation, key: str, cost: int, extra: str = "") -> Awaitable[tuple[Item, int]]:
+        return self._redis.trips().ask(_new(Request, (self._remote, operation, key, cost, extra)))
 
     def _ask_sync(self, operation: Operation, key: str, cost: int, extra: str = "") -> tuple[Item, int]:
-        store, remote = self._with_store
-        return store.threads.ask_sync(Request(remote, operation, key, cost, extra))
+        return self._redis.threads.ask_sync(Request(self._remote, operation, key, cost, extra))
 
     def _told(self, decision: Decision, asked: int) -> Decision:
         """Tell what has to be told of a decision, and give what the caller gets."""
@@ -572,8 +572,8 @@ class RateLimiter:
 
     async def aclose(self) -> None:
         """End what the store keeps open for this event loop and for threads. The limiter may be used again."""
-        if self._shared is not None:
-            await self._shared[0].aclose()
+        if self._is_shared:
+            await self._redis.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -585,24 +585,30 @@ class RateLimiter:
             await self.aclose()
 
 
-def _waker(event: anyio.Event) -> Callable[[], object]:
-    """Give a function that sets `event` from any thread."""
+def _caller_of_this_run() -> Callable[..., object]:
+    """Give a function by which any thread has something done in the run of this task."""
     try:
-        call: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
+        return asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:
-        call = current_run_sync_soon()
-    return partial(_call_in_run, call, event.set)
+        return current_run_sync_soon()
 
 
-def _call_in_run(call: Callable[..., object], function: Callable[[], object]) -> None:
+def _call_if_it_runs(call: Callable[..., object], function: Callable[[], object]) -> None:
     with suppress(RuntimeError):  # the run is over
         call(function)
 
 
+def _call_anyway(call: Callable[..., object], function: Callable[[], object]) -> None:
+    try:
+        call(function)
+    except RuntimeError:  # the run is over, but those behind may wait in another one
+        function()
+
+
 def _report(moved: Callable[[Sequence[int]], None], item: Item) -> None:
     """Report the waits of those who move up; without an answer they keep their slots."""
-    if isinstance(item.outcome, Told) and item.outcome.gave != "-":
-        moved([int(wait) for wait in item.outcome.gave.split(",")])
+    if isinstance(item.outcome, Told):
+        moved(item.outcome.waits)
 
 
 def _keyed_hash(hash_keys: object, name: str) -> Any:
@@ -616,12 +622,12 @@ def _keyed_hash(hash_keys: object, name: str) -> Any:
 
 
 def _microseconds(seconds: float) -> int:
-    check_number("seconds", seconds, least=0, most=MAX_SECONDS)
+    check_number("seconds", seconds, least=0, most=MAX_PER)
     return round(seconds * MICROSECONDS)
 
 
 def _longest(timeout: float | None) -> int:
     if timeout is None:
-        return round(MAX_SECONDS * MICROSECONDS)
+        return round(MAX_PER * MICROSECONDS)
     check_number("timeout", timeout, least=0)
-    return round(min(timeout, MAX_SECONDS) * MICROSECONDS)
+    return round(min(timeout, MAX_PER) * MICROSECONDS)

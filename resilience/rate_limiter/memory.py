@@ -130,7 +130,7 @@ class Space:
         self._gcra = self._single if isinstance(self._single, Gcra) else None
         self._keys = Keys(capacity, self.now, self._drains)
         self._states = self._keys.states
-        self._blocks: OrderedDict[str, int] = OrderedDict()
+        self.blocks: OrderedDict[str, int] = OrderedDict()
         self._terms = self.terms(self.rules)
 
     def terms(self, rules: Sequence[Rule]) -> Terms:
@@ -138,8 +138,7 @@ class Space:
         rule = rules[0]
         if len(rules) > 1 or not isinstance(rule, Gcra):
             return ()
-        horizon = rule.capacity + longest_wait(rule.quota) * rule.drain
-        sizes = rule.drain, rule.unit, rule.capacity, rule.capacity + rule.slack, horizon
+        sizes = rule.drain, rule.unit, rule.capacity, rule.capacity + rule.slack, rule.horizon
         return self._clock, self._origin, self._states, self._capacity, rule.quota, rule.quota.limit, *sizes
 
     # --- time ---
@@ -166,7 +165,11 @@ class Space:
 
     def wall(self) -> int:
         """Read the wall clock, in microseconds of the shared store's clock where there is one."""
-        return int(self._wall_clock() * MICROSECONDS + 0.5) + self.wall_offset
+        return self.own_wall() + self.wall_offset
+
+    def own_wall(self) -> int:
+        """Read the wall clock of this process, in microseconds."""
+        return int(self._wall_clock() * MICROSECONDS + 0.5)
 
     def nows(self, now: int) -> list[int]:
         """Give the time that each rule goes by, at the moment `now`."""
@@ -190,7 +193,7 @@ class Space:
             terms: what `terms` gave for these rules.
         """
         terms = terms or self._terms
-        if not terms or cost == 0 or (self._blocks and key in self._blocks):
+        if not terms or cost == 0 or (self.blocks and key in self.blocks):
             return self.at_once(key, cost, rules or self.rules, source)
         # The common case, written out: one GCRA rule. `at_once` says the same for all rules.
         clock, origin, states, capacity, quota, limit, drain, unit, size, ceiling, horizon = terms
@@ -370,53 +373,50 @@ class Space:
         """Make `key` as new, its block included."""
         now = self.now()
         with self._capacity:
-            self._blocks.pop(key, None)
+            self.blocks.pop(key, None)
             if key in self._states or self._keys.recalls:
                 self._save(key, [rule.empty for rule in self.rules], now)
 
     def block(self, key: str, microseconds: int) -> None:
         """Refuse `key` for so long, whatever its limit has left; 0 ends a block."""
-        if microseconds <= 0 and not self._blocks:
+        if microseconds <= 0 and not self.blocks:
             return
         now = self.now()
         with self._capacity:
-            self._blocks.pop(key, None)
+            self.blocks.pop(key, None)
             if microseconds <= 0:
                 return
-            if len(self._blocks) >= self._capacity.max_keys:
-                self._blocks.popitem(last=False)  # the oldest gives way
-            self._blocks[key] = now + microseconds
+            if len(self.blocks) >= self._capacity.max_keys:
+                self.blocks.popitem(last=False)  # the oldest gives way
+            self.blocks[key] = now + microseconds
 
-    @property
-    def has_blocks(self) -> bool:
-        """Whether any key was blocked."""
-        return bool(self._blocks)
-
-    def is_blocked(self, key: str) -> bool:
-        """Tell whether somebody blocked `key`."""
+    def blocked_for(self, key: str) -> int:
+        """Give the microseconds for which `key` is still blocked; 0 if it is not."""
         now = self.now()
         with self._capacity:
-            return self._blocked(key, now) > 0
+            return self._blocked(key, now)
 
     def _blocked(self, key: str, now: int) -> int:
-        until = self._blocks.get(key) if self._blocks else None
+        until = self.blocks.get(key) if self.blocks else None
         if until is None:
             return 0
         if until <= now:
-            del self._blocks[key]
+            del self.blocks[key]
         return max(0, until - now)
 
     # --- what a shared store told ---
 
     def refusal(self, key: str, cost: int) -> Decision | None:
         """Give the refusal of `cost` that follows from what a shared store told of `key`; None if none does."""
-        if key not in self._blocks:
+        if key not in self.blocks:
             state = self._states.get(key)
             if state is None or cost == 0:
                 return None
             rule = self._gcra  # the common case, decided without a lock: it is one read of one number
-            if rule is not None and state + cost * rule.unit - self.now() * rule.drain <= rule.capacity + rule.slack:
-                return None
+            if rule is not None:
+                now = int((self._clock() - self._origin) * MICROSECONDS + 0.5)
+                if state + cost * rule.unit - now * rule.drain <= rule.capacity + rule.slack:
+                    return None
         now, nows, late = self._read()
         with self._capacity:
             states = self._load(key, now, nows)
@@ -430,13 +430,18 @@ class Space:
             return never(self.rules, standings, "blocked")
         return refused(standings, "blocked", blocked=blocked, late=late)
 
-    def learn(self, key: str, states: Sequence[Any]) -> None:
-        """Take over what a shared store said of `key`."""
+    def learn(self, key: str, state: Any) -> None:
+        """Take over what a shared store said of `key`: the state of its rule, or a tuple of them."""
+        states = self._states
+        if not self._capacity.busy and key in states:  # without the lock, as in `acquire`
+            states[key] = state
+            return
+        now = self.now()
+        gcra = self._gcra
+        if gcra is not None and state <= now * gcra.drain and not self._keys.recalls:
+            return  # all of it drained on the way here: nothing is to be remembered, and no place taken for it
         with self._capacity:
-            if key in self._states:
-                self._states[key] = states[0] if self._single is not None else tuple(states)
-            else:
-                self._save(key, states, self.now())
+            self._keys.put(key, state, now)
 
     def standings(self, key: str, cost: int, now: int) -> list[Standing]:
         """Tell where the rules stand for a call of `cost`."""
@@ -448,7 +453,7 @@ class Space:
         """Forget every key."""
         with self._capacity:
             self._keys.clear()
-            self._blocks.clear()
+            self.blocks.clear()
 
     def owe(self, key: str, cost: int, rules: Sequence[Rule]) -> None:
         """Take `cost` units unasked."""

@@ -147,7 +147,8 @@ class Quota:
         if found is None:
             raise ConfigurationError(f"quota must be {_EXAMPLES}, got {shown(text)}")
         unit = found["unit"].lower()
-        seconds = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+        # Not "ss": the plural of a letter is a slip of the finger.
+        seconds = _UNITS.get(unit) or (None if unit.endswith("ss") else _UNITS.get(unit.removesuffix("s")))
         if seconds is None:
             raise ConfigurationError(
                 f"quota must name a unit of time, one of {', '.join(_UNITS)}, got {shown(found['unit'])}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
 import time
+from asyncio import AbstractEventLoop, _get_running_loop
 from typing import TYPE_CHECKING, Final
 
 from resilience.checks import check_function, check_int, check_number, shown
@@ -85,7 +85,7 @@ class RedisStore(SharedStore):
         )
         # Guards the table. No trip is made under it.
         self._table_lock = threading.RLock()
-        self._loops: dict[asyncio.AbstractEventLoop, AsyncioTrips] = {}
+        self._loops: dict[AbstractEventLoop, AsyncioTrips] = {}
         self._threads = ThreadTrips(self)
         renew_locks_in_child(self)
 
@@ -104,7 +104,7 @@ class RedisStore(SharedStore):
 
     def trips(self) -> AsyncioTrips | ThreadTrips:
         """Give what makes trips for the task that is running."""
-        loop = _running_loop()
+        loop = _get_running_loop()  # in half the time of what asks for one, and must be caught when there is none
         if loop is None:
             return self._threads
         found = self._loops.get(loop)
@@ -132,7 +132,7 @@ class RedisStore(SharedStore):
 
         Cancellation: what is not closed yet ends with the loop.
         """
-        loop = _running_loop()
+        loop = _get_running_loop()
         trips = None if loop is None else self._loops.get(loop)
         if trips is not None:
             await trips.close()
@@ -145,13 +145,6 @@ class RedisStore(SharedStore):
     def close(self) -> None:
         """End what runs for sync code: the worker thread and its connection."""
         self._threads.close()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _check_prefix(prefix: object) -> None:

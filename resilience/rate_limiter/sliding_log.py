@@ -152,14 +152,6 @@ class SlidingLog:
         """Give what was used in the last period, by weight."""
         return self._used(state, now)
 
-    def from_level(self, level: int, now: int) -> Log | None:
-        """Give a state that has used `level`; of when it was used nothing is known, so it counts from now."""
-        if level <= 0:
-            return None
-        log = Log()
-        log.add(now, level)
-        return log
-
     def spec(self, wall: int) -> str:  # noqa: ARG002 - as `Rule` has it
         """Give the rule in the words of `sliding_log.lua`."""
         return f"l {self.capacity} {self.quota.microseconds} {self.quota.microseconds + longest_wait(self.quota)}"

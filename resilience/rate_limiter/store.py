@@ -113,7 +113,7 @@ class SharedStore:
         self.cause = ""
         self.outages = 0
         self.limiters: WeakSet[Debtor] = WeakSet()
-        self._sharded = target.kind == "cluster"
+        self.is_sharded = target.kind == "cluster"
         self._teller = Teller(f"{prefix} store", clock)
         self._id = secrets.token_hex(8)
         self._lease = SHORTEST_LEASE
@@ -145,11 +145,11 @@ class SharedStore:
 
     def shard_of(self, key: str) -> int:
         """Tell which keys can be asked together: all of one server, those of one hash tag in a cluster."""
-        return crc32(key.encode("utf-8", "surrogatepass")) % SHARDS if self._sharded else 0
+        return crc32(key.encode("utf-8", "surrogatepass")) % SHARDS if self.is_sharded else 0
 
-    def tagged(self, key: str) -> str:
+    def tag(self, key: str) -> str:
         """Give the beginning of the name of `key`."""
-        return f"{self.prefix}:{{{self.shard_of(key):02x}}}" if self._sharded else self.prefix
+        return f"{self.prefix}:{{{self.shard_of(key):02x}}}" if self.is_sharded else self.prefix
 
     def _note(self) -> str:
         return f"{self._id} {round(self._lease * 1000)}"
@@ -161,7 +161,7 @@ class SharedStore:
         ]
 
     def _instances_key(self, shard: int) -> str:
-        return f"{self.prefix}:{{{shard:02x}}}:instances" if self._sharded else f"{self.prefix}:instances"
+        return f"{self.prefix}:{{{shard:02x}}}:instances" if self.is_sharded else f"{self.prefix}:instances"
 
     # --- a trip ---
 
@@ -186,8 +186,8 @@ class SharedStore:
 
     def settle(self, permit: Permit, reply: bytes, batch: Batch, *, shard: int, ago: float, refreshing: bool) -> None:
         """Take in what a trip brought that was sent `ago` seconds ago."""
-        words = iter(reply.decode().split())
-        server, instances = int(next(words)), int(next(words))
+        words = map(int, reply.split())
+        server, instances = next(words), next(words)
         batch.settle(words, server, int(ago * 1e6))
         permit.success()
         if refreshing:
@@ -275,7 +275,7 @@ class SharedStore:
             except CircuitOpenError:
                 return False
             try:
-                for shard in range(SHARDS) if self._sharded else (0,):
+                for shard in range(SHARDS) if self.is_sharded else (0,):
                     reply = yield Call(shard, [self._instances_key(shard)], [self._note()], seconds)
                     self._counts[shard] = int(reply.split()[1])
             except Exception as error:  # noqa: BLE001 - whatever it is, the store is not well

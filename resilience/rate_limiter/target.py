@@ -42,7 +42,7 @@ _PLAIN: Final = {
     "rediss+cluster": "rediss",
 }
 _KEPT: Final = (
-    *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "encoding"),
+    *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name"),
     *("socket_keepalive", "socket_keepalive_options"),
 )
 """What is taken over from a client besides its `ssl_` options: where it connects to and as whom, and not how patient it

@@ -6,25 +6,22 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from resilience.breaker import Permit
 
-from .batch import Batch, Caller, Item, Pending, Request, Wake
+from .batch import WORTH_A_TRIP, Batch, Caller, Item, Pending, Request, Wake
 from .cluster import AsyncClusterLine, AsyncNodes
 from .lines import AsyncLine, Refused, refused_to_run
 from .store import Call, SharedStore
 from .target import check_for_asyncio
 
 MAX_FLYING: Final = 4
-"""Trips under way at once, on one connection, so that they keep their order. A further one starts only when the next
+"""Trips under way at once, on one connection, so that they keep their order. A third one starts only when the next
 batch is full, or has waited a quarter of the budget: else every caller would start one of its own, and nothing would be
-asked together."""
-
-WORTH_HALVING: Final = 32
-"""Keys from which on a batch goes as two: the server works on the first half while the second is written, and on the
-second while the first is read."""
+asked together. The second starts for less, see `WORTH_A_TRIP`."""
 
 
 class _Shard:
@@ -78,8 +75,8 @@ class AsyncioTrips:
 
         Cancellation: what was granted meanwhile is given back.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
-        item, caller = self._join(request, partial(_resolve, future))
+        future: asyncio.Future[Item] = self._loop.create_future()
+        item, caller = self._join(request, future.set_result)
         try:
             await future
         except BaseException:
@@ -92,12 +89,13 @@ class AsyncioTrips:
         self._join(request, then)
 
     def _join(self, request: Request, wake: Wake | None) -> tuple[Item, Caller]:
-        shard = self._shard(self._store.shard_of(request.key))
-        deadline = self._loop.time() + self._store.budget
-        item, caller, _ = shard.pending.join(request, wake, deadline)
+        store = self._store
+        number = store.shard_of(request.key)
+        shard = self._shards.get(number) or self._shard(number)
+        joined = shard.pending.join(request, wake, self._loop.time, store.budget)
         if not shard.departing:
             self._start(shard)
-        return item, caller
+        return joined
 
     def _shard(self, number: int) -> _Shard:
         shard = self._shards.get(number)
@@ -118,12 +116,15 @@ class AsyncioTrips:
             return
         if shard.connecting:
             return
-        if shard.flying and not late and waiting == 1:  # it may still grow
+        if shard.flying and not late and waiting == 1 and not self._is_worth_a_trip(shard):  # it may still grow
             if shard.late is None:
                 shard.late = self._loop.call_later(self._store.budget / 4, self._start_late, shard)
             return
         shard.departing = True
         self._loop.call_soon(self._depart, shard)
+
+    def _is_worth_a_trip(self, shard: _Shard) -> bool:
+        return shard.flying == 1 and len(shard.pending.batches[0]) >= WORTH_A_TRIP
 
     def _start_late(self, shard: _Shard) -> None:
         shard.late = None
@@ -140,7 +141,7 @@ class AsyncioTrips:
         permit = self._store.permit()
         if permit is None:
             shard.pending.fail(self._store.cause)
-            self._recover()
+            self.recover()
             return
         line = shard.line
         if isinstance(line, AsyncLine) and not line.is_ready:
@@ -148,7 +149,7 @@ class AsyncioTrips:
             self._spawn(self._connect(shard, line, permit, shard.pending.batches[0]))
             return
         batch = shard.pending.batches.popleft()
-        rest = batch.halve() if len(batch) >= WORTH_HALVING and not shard.flying else None
+        rest = batch.halve() if len(batch) >= WORTH_A_TRIP and not shard.flying else None
         self._send(_Flight(shard, batch, permit))
         if rest is not None and (permit := self._store.permit()) is not None:
             self._send(_Flight(shard, rest, permit))
@@ -166,7 +167,7 @@ class AsyncioTrips:
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers get their answer from the fallback
             self._store.fail(permit, error, batch, certain=True)
             self._fail_pending()
-            self._recover()
+            self.recover()
         except BaseException:
             permit.drop()
             shard.pending.fail("cancelled")
@@ -238,12 +239,13 @@ class AsyncioTrips:
             certain = not flight.sent or (isinstance(line, AsyncLine) and refused_to_run(answer))
             self._store.fail(flight.permit, answer, batch, certain=certain)
             self._fail_pending()
-            self._recover()
+            self.recover()
             if isinstance(line, AsyncLine):
                 self._spawn(line.close())
         else:
             for item in batch.items:
-                self._refund(item, item.excess())
+                if item.left:
+                    self._refund(item, item.excess())
         self._start(shard)
 
     async def _close_and_start(self, shard: _Shard) -> None:
@@ -276,9 +278,6 @@ class AsyncioTrips:
 
     def recover(self) -> None:
         """Look after the store, if it is out of reach and nobody does."""
-        self._recover()
-
-    def _recover(self) -> None:
         steps = self._store.claim_recovery(self._loop.is_closed)
         if steps is not None:
             task = self._spawn(self._drive(steps))
@@ -359,8 +358,10 @@ class AsyncioTrips:
         """Let the other instances know that there is one less, if that takes no connecting and no waiting."""
         line = self._shard(0).line
         if self._store.reachable and (isinstance(line, AsyncClusterLine) or line.is_ready):
+            ends = self._loop.time() + self._store.budget  # for all of them: a cluster has many shards
             for call in self._store.farewells():
-                if isinstance(await self._try(line, call), Exception):
+                left = ends - self._loop.time()
+                if left <= 0 or isinstance(await self._try(line, replace(call, seconds=left)), Exception):
                     break  # the next one would wait just as long
 
     async def _close_lines(self) -> None:
@@ -368,8 +369,3 @@ class AsyncioTrips:
             await shard.line.close()
         if self._nodes is not None:
             await self._nodes.close()
-
-
-def _resolve(future: asyncio.Future[None], _: Item) -> None:
-    if not future.done():  # cancelled meanwhile
-        future.set_result(None)

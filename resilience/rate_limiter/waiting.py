@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
 
 from resilience.clock import Clock
 from resilience.forks import renew_locks_in_child
+
+Soon = Callable[[Callable[[], object]], object]
 
 
 class Waiter:
@@ -15,18 +19,20 @@ class Waiter:
     Attributes:
         slot: the moment, in seconds of the limiter's clock.
         wake: called when the slot moved up; from any thread.
+        soon: calls a function when all who leave now have left.
     """
 
-    __slots__ = ("cost", "slot", "wake")
+    __slots__ = ("cost", "slot", "soon", "wake")
 
-    def __init__(self, cost: int, slot: float, wake: Callable[[], object]) -> None:
+    def __init__(self, cost: int, slot: float, wake: Callable[[], object], soon: Soon) -> None:
         self.cost = cost
         self.slot = slot
         self.wake = wake
+        self.soon = soon
 
 
 Requeue = Callable[[str, int, Sequence[int], Callable[[Sequence[int]], None]], None]
-"""Gives back the cost of one who left, reserves the costs of those behind it anew in turn, and reports their waits in
+"""Gives back the cost of those who left, reserves the costs of those behind it anew in turn, and reports their waits in
 microseconds, now or later."""
 
 
@@ -38,6 +44,7 @@ class Queue:
         self._most = most
         self._requeue = requeue
         self._waiters: dict[str, list[Waiter]] = {}
+        self._left: dict[str, tuple[int, float]] = {}  # the cost of those who left, and the first slot among theirs
         self._count = 0
         # Guards everything above. Nothing of the user's runs under it.
         self._lock = threading.RLock()
@@ -47,6 +54,7 @@ class Queue:
         """Start afresh in a forked child: those who wait are the parent's."""
         self._lock = threading.RLock()
         self._waiters.clear()
+        self._left.clear()
         self._count = 0
 
     def __len__(self) -> int:
@@ -81,13 +89,30 @@ class Queue:
             waiters = self._waiters.get(key, [])
             if waiter not in waiters:
                 return
-            place = waiters.index(waiter)
-            behind = waiters[place + 1 :]
-            del waiters[place]
+            is_last = waiters[-1] is waiter
+            waiters.remove(waiter)
             if not waiters:
                 del self._waiters[key]
-        if not passed:
-            self._requeue(key, waiter.cost, [one.cost for one in behind], lambda waits: self._move(behind, waits))
+            if passed:
+                return
+            if not is_last:
+                cost, slot = self._left.get(key, (0, inf))
+                self._left[key] = cost + waiter.cost, min(slot, waiter.slot)
+        if is_last:
+            self._requeue(key, waiter.cost, (), _nobody)
+        else:
+            # Not at once: when a thousand are cancelled together, a thousand times all those behind would move up. And
+            # all who leave ask for it, not the first alone, whose run may end before anything happens in it.
+            waiter.soon(partial(self._close_up, key))
+
+    def _close_up(self, key: str) -> None:
+        """Let those behind who left move up, if nobody has seen to it yet."""
+        with self._lock:
+            if key not in self._left:
+                return
+            cost, slot = self._left.pop(key)
+            behind = [one for one in self._waiters.get(key, ()) if one.slot >= slot]
+        self._requeue(key, cost, [one.cost for one in behind], partial(self._move, behind))
 
     def _move(self, waiters: Sequence[Waiter], waits: Sequence[int]) -> None:
         now = self._clock()
@@ -96,3 +121,7 @@ class Queue:
             if slot < waiter.slot:
                 waiter.slot = slot
                 waiter.wake()
+
+
+def _nobody(waits: Sequence[int]) -> None:
+    """Move nobody up."""

@@ -203,8 +203,8 @@ class ScriptMachine(Machine):
         keys, arguments = batch.encode()
         if instances_key is not None:
             keys.append(instances_key)
-        words = iter(self.evaluate(keys, [instance, *arguments]).decode().split())
-        server, instances = int(next(words)), int(next(words))
+        words = map(int, self.evaluate(keys, [instance, *arguments]).split())
+        server, instances = next(words), next(words)
         assert server == self.server_time
         batch.settle(words, server, 0)
         assert next(words, None) is None, "the reply says more than anybody reads"
@@ -254,7 +254,7 @@ class ScriptMachine(Machine):
         item, _ = self.ask("requeue", key, back, " ".join(map(str, costs)))
         told = item.outcome
         assert isinstance(told, Told)
-        return [int(wait) for wait in told.gave.split(",")] if told.gave != "-" else []
+        return list(told.waits)
 
     # --- what the server holds ---
 

@@ -77,7 +77,7 @@ def shard_of(caller: Caller, store: RedisStore, key: str) -> int:
 
 
 def slot_of(cluster: RedisCluster, caller: Caller, store: RedisStore, key: str) -> int:
-    return cluster.slot_of(f"{store.tagged(caller.limiter._own_key(key, 1))}:")
+    return cluster.slot_of(f"{store.tag(caller.limiter._own_key(key, 1))}:")
 
 
 def elsewhere(cluster: RedisCluster, slot: int) -> int:

@@ -68,6 +68,7 @@ def test_a_policy_has_a_name(name: str) -> None:
         "a;b",
         "é",
         "a\n",
+        None,
     ],
 )
 def test_a_name_that_would_break_a_header_is_refused(name: Any) -> None:

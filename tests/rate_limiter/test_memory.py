@@ -79,7 +79,7 @@ def test_every_way_to_ask_keeps_to_the_bound(made: Made) -> None:
             one.acquire_sync(f"acquire{number}", timeout=0)
         one.block_sync(f"blocked{number}", 50)
         assert len(store) <= 5
-        assert len(one._space._blocks) <= 5
+        assert len(one._space.blocks) <= 5
 
 
 def test_a_store_of_one_key_works(made: Made) -> None:
@@ -198,7 +198,7 @@ class Counting(OrderedDict[str, int]):
 
 def test_at_the_bound_a_block_does_not_look_at_all_others(made: Made) -> None:
     one = made("1/hour", MemoryStore(100))
-    one._space._blocks = blocks = Counting()
+    one._space.blocks = blocks = Counting()
     for number in range(200):
         one.block_sync(f"{number}", 3_600)
     assert blocks.sweeps <= 10

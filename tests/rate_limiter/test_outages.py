@@ -22,6 +22,7 @@ from anyio import to_thread
 from resilience.events import CircuitStateChanged, FallbackEntered, FallbackLeft
 from resilience.rate_limiter import RateLimiter, RedisStore
 from resilience.testing.servers import CommandError, RedisServer, TcpProxy, find_redis_servers
+from resilience.testing.servers.process import wait_until
 from tests.rate_limiter.trouble import (
     LATE,
     SLOW_QUOTA,
@@ -144,8 +145,10 @@ def start_loading(scene: Scene) -> None:
     server.stop(save=True)
     with server._configuration.open("a", encoding="utf-8") as file:
         file.write("key-load-delay 5000\n")
-    server.start()
-    assert server.info("persistence")["loading"] == "1"
+    thread = threading.Thread(target=server.start)  # which waits until all is read
+    thread.start()
+    scene.at_the_end.append(thread.join)
+    wait_until("it was reading its data", lambda: server.info("persistence")["loading"] == "1")
 
 
 def finish_loading(scene: Scene) -> None:

@@ -15,13 +15,20 @@ class Bench:
         self.answer: Callable[[Sequence[int]], None] = print
         self.woken: list[float] = []
         self.queue = Queue(lambda: 0.0, most, self.requeue)
+        self.later: list[Callable[[], object]] | None = None
+
+    def soon(self, close_up: Callable[[], object]) -> None:
+        if self.later is None:
+            close_up()
+        else:
+            self.later.append(close_up)
 
     def requeue(self, key: str, back: int, costs: Sequence[int], moved: Callable[[Sequence[int]], None]) -> None:
         self.asked.append((key, back, list(costs)))
         self.answer = moved
 
     def enter(self, key: str, slot: float, cost: int = 1) -> Waiter:
-        waiter = Waiter(cost, slot, lambda: self.woken.append(slot))
+        waiter = Waiter(cost, slot, lambda: self.woken.append(slot), self.soon)
         self.queue.enter(key, waiter)
         return waiter
 
@@ -34,6 +41,28 @@ def test_those_behind_are_those_with_later_slots_whoever_came_first() -> None:
     bench.enter("b", 4, cost=40)
     bench.queue.leave("a", first, passed=False)
     assert bench.asked == [("a", 10, [20, 30])]
+
+
+def test_those_who_leave_together_make_those_behind_move_once() -> None:
+    bench = Bench()
+    bench.later = []
+    waiters = [bench.enter("a", slot, cost=slot) for slot in (1, 2, 3, 4, 5)]
+    for place in (3, 1):
+        bench.queue.leave("a", waiters[place], passed=False)
+    other = bench.enter("b", 1)
+    bench.queue.leave("b", other, passed=False)
+    assert bench.asked == [("b", 1, [])]  # behind it was nobody
+    for close_up in bench.later:
+        close_up()
+    assert bench.asked[1:] == [("a", 6, [3, 5])]
+
+
+def test_those_with_the_slot_of_one_who_left_move_too() -> None:
+    bench = Bench()
+    first, _, third = bench.enter("a", 7), bench.enter("a", 7, cost=2), bench.enter("a", 7, cost=3)
+    bench.queue.leave("a", third, passed=False)
+    bench.queue.leave("a", first, passed=False)
+    assert bench.asked == [("a", 3, []), ("a", 1, [2])]
 
 
 def test_who_passed_moves_nobody() -> None:

@@ -236,12 +236,12 @@ def test_a_batch_that_cannot_be_run_is_run_item_by_item() -> None:
 def test_a_call_of_the_script_is_taken_apart_item_by_item() -> None:
     gcra, logs = "g 1 2 3 4 5", "g 1 2 3 4 5 l 10 20 l 30 40"
     arguments: list[str | int] = ["me 60000", gcra, "acquire", 1, "3", 2, logs, "reserve", 2, "99", 2]
-    keys = ["a", "b", "c", "c:log0", "c:log1", "d", "d:log0", "d:log1", "instances"]
+    keys = ["a", "b", "c", "c\0log0", "c\0log1", "d", "d\0log0", "d\0log1", "instances"]
     assert list(items(keys, arguments)) == [
         (["a"], ["", gcra, "acquire", 1, "3", 1]),
         (["b"], ["", gcra, "acquire", 1, "3", 1]),
-        (["c", "c:log0", "c:log1"], ["", logs, "reserve", 2, "99", 1]),
-        (["d", "d:log0", "d:log1"], ["", logs, "reserve", 2, "99", 1]),
+        (["c", "c\0log0", "c\0log1"], ["", logs, "reserve", 2, "99", 1]),
+        (["d", "d\0log0", "d\0log1"], ["", logs, "reserve", 2, "99", 1]),
         (["instances"], ["me 60000"]),
     ]
     assert joined([b"100 -1 1 0 7", b"101 -1 0 0 8 9", b"102 4"]) == b"100 4 1 0 7 0 0 8 9"

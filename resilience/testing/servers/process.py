@@ -154,7 +154,7 @@ class Server(ABC):
         return self.directory / "server.log"
 
     def start(self) -> None:
-        """Start the server and wait until it answers.
+        """Start the server and wait until it answers, and has read its data.
 
         Raises:
             ServerError: it runs already, ended at once, or did not answer within 20 seconds; the message has the end

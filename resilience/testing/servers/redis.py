@@ -187,11 +187,11 @@ class RedisServer(Server):
     def _answers(self, port: int) -> bool:
         try:
             # Briefly: whoever took our port may say nothing at all, and we may have ended because of that.
-            answer = ask(port, ("INFO", "server"), password=self.password, timeout=0.5)
+            told = facts(ask(port, ("INFO",), password=self.password, timeout=0.5))
         except CommandError:
             return True  # somebody is there, and wants another password
-        # While it loads its data it answers this, too.
-        return facts(answer).get("process_id") == str(self.pid)
+        # While it reads its data it answers this, but no other command.
+        return told.get("process_id") == str(self.pid) and told.get("loading") != "1"
 
 
 def checked_options(options: Options) -> list[tuple[str, Option]]:
