@@ -388,7 +388,7 @@ class PoolRecovered(Event):
 
 @_record
 class LeakSuspected(Event):
-    """A connection has been held for `held` seconds by the code at `site`."""
+    """A connection has been held for `held` seconds by the code at `site`; its task is suspended at `suspended_at`."""
 
     kind: ClassVar[str] = "pool.leak_suspected"
     default_severity: ClassVar[Severity] = "warning"
@@ -396,6 +396,7 @@ class LeakSuspected(Event):
     id: int
     held: float
     site: str
+    suspended_at: str
 
 
 @_record

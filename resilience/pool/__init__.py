@@ -6,11 +6,14 @@ from .adapters import Adapter
 from .config import PoolConfig
 from .create import create_pool, register_adapter
 from .lease import Acquire, Lease
-from .pool import ConnectionPool, PoolHealth, PoolStats
+from .pool import ConnectionPool
+from .sizing import Advice
+from .stats import PoolHealth, PoolStats
 
 __all__ = [
     "Acquire",
     "Adapter",
+    "Advice",
     "ConnectionPool",
     "Lease",
     "PoolConfig",

@@ -25,6 +25,8 @@ class PoolConfig:
         min_size: connections that are kept open, 0 to `max_size`. They are opened in the background.
         max_size: connections at a time, 1 to 100,000.
         max_waiting: callers that may wait at a time, 0 or more; None: no limit.
+        headroom: connections that only callers with a priority above 0 get, 0 to `max_size` - 1: with 10 and a headroom
+            of 4, jobs of priority 0 use at most 6, however many they are.
         acquire_timeout: for a caller to get a connection, checking and connecting included; None waits for ever.
         connect_timeout: for one attempt to connect.
         check_timeout: for one health check; a check that takes longer has failed.
@@ -60,6 +62,7 @@ class PoolConfig:
     min_size: int = 0
     max_size: int = 10
     max_waiting: int | None = None
+    headroom: int = 0
     acquire_timeout: float | None = 30.0
     connect_timeout: float = 10.0
     check_timeout: float = 5.0
@@ -87,22 +90,17 @@ class PoolConfig:
         check_int("min_size", self.min_size, least=0)
         if self.min_size > self.max_size:
             raise ConfigurationError(f"min_size must be at most max_size, {self.max_size}, got {shown(self.min_size)}")
-        for field in ("max_waiting", "prewarm"):
-            if getattr(self, field) is not None:
-                check_int(field, getattr(self, field), least=0)
-        if self.max_uses is not None:
-            check_int("max_uses", self.max_uses)
-        check_int("max_connecting", self.max_connecting)
-        for field in ("connect_timeout", "check_timeout", "reset_timeout", "close_timeout"):
-            check_number(field, getattr(self, field), above=0, most=MAX_SECONDS)
-        for field in ("close_grace", "reconnect_base", "reconnect_cap", "reconnect_give_up"):
-            check_number(field, getattr(self, field), least=0, most=MAX_SECONDS)
-        for field in ("acquire_timeout", "check_after_idle"):
-            if getattr(self, field) is not None:
-                check_number(field, getattr(self, field), least=0, most=MAX_SECONDS)
-        for field in ("max_lifetime", "max_idle", "keepalive", "leak_after"):
-            if getattr(self, field) is not None:
-                check_number(field, getattr(self, field), above=0, most=MAX_SECONDS)
+        check_int("headroom", self.headroom, least=0, most=self.max_size - 1)
+        for field in (*_COUNTS, *_POSITIVE, *_NOT_NEGATIVE):
+            value = getattr(self, field)
+            if value is None and field in _OPTIONAL:
+                continue
+            if field in _COUNTS:
+                check_int(field, value, least=_COUNTS[field])
+            elif field in _POSITIVE:
+                check_number(field, value, above=0, most=MAX_SECONDS)
+            else:
+                check_number(field, value, least=0, most=MAX_SECONDS)
         if self.reconnect_cap < self.reconnect_base:
             raise ConfigurationError(
                 f"reconnect_cap must be at least reconnect_base, {self.reconnect_base:g}, got {self.reconnect_cap:g}"
@@ -112,6 +110,38 @@ class PoolConfig:
         if self.on_reconnect_failed is not None:
             check_function("on_reconnect_failed", self.on_reconnect_failed)
         _check_one_of("debug", self.debug, (True, False))
+
+
+_COUNTS: Final = {"max_connecting": 1, "max_uses": 1, "max_waiting": 0, "prewarm": 0}
+_POSITIVE: Final = (
+    "connect_timeout",
+    "check_timeout",
+    "reset_timeout",
+    "close_timeout",
+    "max_lifetime",
+    "max_idle",
+    "keepalive",
+    "leak_after",
+)
+_NOT_NEGATIVE: Final = (
+    "close_grace",
+    "reconnect_base",
+    "reconnect_cap",
+    "reconnect_give_up",
+    "acquire_timeout",
+    "check_after_idle",
+)
+_OPTIONAL: Final = {
+    "max_uses",
+    "max_waiting",
+    "prewarm",
+    "max_lifetime",
+    "max_idle",
+    "keepalive",
+    "leak_after",
+    "acquire_timeout",
+    "check_after_idle",
+}
 
 
 def _check_one_of(field: str, value: object, known: tuple[object, ...]) -> None:

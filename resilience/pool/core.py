@@ -11,13 +11,14 @@ What a move makes necessary, it gives back as work: callers to wake, connects to
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from math import ceil, inf
 from typing import Any, Final
 
 from .config import PoolConfig
+from .waiters import Ticket, Waiters
 
 SMOOTHING: Final = 0.1
 """Weight of a new sample in the running means of hold and connect times."""
@@ -25,6 +26,12 @@ FORGETTING: Final = 0.001
 """Share by which the quickest hold grows with each one that is slower."""
 EVIDENCE: Final = 20
 """Borrowings that must have ended before a wait can be called hopeless."""
+JITTER: Final = 0.05
+"""Share of the lifetime by which connections are replaced early, at random, so that they do not all go at once."""
+DISCARDED: Final = "discarded"
+"""Why a connection is closed that its borrower calls broken."""
+ORDINARY: Final = 0
+"""The highest priority of callers who may not use the headroom."""
 
 
 class Place(Enum):
@@ -48,22 +55,29 @@ class Slot:
         id: number of the connection in its pool, from 1.
         connection: what the driver gave.
         place: where it is.
-        opened_at, retire_at: when it was opened, and when it is replaced.
+        opened_at, retire_at: when it was opened, and when it goes.
         idle_since: when it last came back; a check does not change it.
-        alive_at: when it was last known to be alive; -inf: it is suspect.
+        alive_at: when it was last known to be alive; -inf: it may well be broken.
         uses: borrowings so far.
-        leased_at: when it was last lent.
+        asked_at, leased_at: when its borrower asked for one, and was lent it.
+        borrower: who has it; the shell's.
+        ordinary: whether it counts as lent to a caller who may not use the headroom.
+        expiring: whether it will go soon, and is replaced before if the pool needs it.
         doomed: why it is closed when it comes back; empty if it is not.
     """
 
     __slots__ = (
         "alive_at",
+        "asked_at",
+        "borrower",
         "connection",
         "doomed",
+        "expiring",
         "id",
         "idle_since",
         "leased_at",
         "opened_at",
+        "ordinary",
         "place",
         "retire_at",
         "uses",
@@ -73,41 +87,12 @@ class Slot:
         self.id = number
         self.connection = connection
         self.place = RESERVED
-        self.opened_at = self.idle_since = self.alive_at = self.leased_at = now
+        self.opened_at = self.idle_since = self.alive_at = self.asked_at = self.leased_at = now
         self.retire_at = retire_at
         self.uses = 0
+        self.borrower: Any = None
+        self.ordinary = self.expiring = False
         self.doomed = ""
-
-
-class Ticket:
-    """One caller who waits.
-
-    Attributes:
-        owner: the task that waits, if it is known.
-        site: where it asked.
-        priority: higher is served first.
-        avoid: a connection that this caller does not want.
-        since: when it began to wait.
-        wake: called by the shell when `slot` or `error` was set.
-        slot: the connection that it was assigned.
-        error: why it gets none.
-        live: whether it still waits.
-    """
-
-    __slots__ = ("avoid", "error", "live", "owner", "priority", "since", "site", "slot", "wake")
-
-    def __init__(
-        self, now: float, wake: Callable[[], object] | None = None, *, priority: int = 0, avoid: Slot | None = None
-    ) -> None:
-        self.owner: object = None
-        self.site: Any = None
-        self.priority = priority
-        self.avoid = avoid
-        self.since = now
-        self.wake = wake
-        self.slot: Slot | None = None
-        self.error: BaseException | None = None
-        self.live = True
 
 
 @dataclass(slots=True)
@@ -119,57 +104,23 @@ class Work:
     connects: int = 0
 
 
-class Waiters:
-    """Callers who wait: higher priority first, in the order of arrival inside a priority.
-
-    One who leaves is only marked, and skipped when its turn comes: ten thousand cancelled callers cost no more each
-    than one.
-    """
-
-    def __init__(self) -> None:
-        self.live = 0
-        self._queues: dict[int, deque[Ticket]] = {}
-        self._order: list[int] = []
-
-    def __iter__(self) -> Iterator[Ticket]:
-        for priority in self._order:
-            yield from (ticket for ticket in self._queues[priority] if ticket.live)
-
-    def add(self, ticket: Ticket, *, first: bool = False) -> None:
-        """Let `ticket` wait, behind those of its priority, or before them if it had been served already."""
-        queue = self._queues.get(ticket.priority)
-        if queue is None:
-            queue = self._queues[ticket.priority] = deque()
-            self._order = sorted(self._queues, reverse=True)
-        if first:
-            queue.appendleft(ticket)
-        else:
-            queue.append(ticket)
-        ticket.live = True
-        self.live += 1
-
-    def leave(self, ticket: Ticket) -> None:
-        """Let `ticket` wait no longer."""
-        if ticket.live:
-            ticket.live = False
-            self.live -= 1
-            queue = self._queues[ticket.priority]
-            while queue and not queue[0].live:
-                queue.popleft()
-            if not queue:
-                del self._queues[ticket.priority]
-                self._order.remove(ticket.priority)
-
-    def first(self, slot: Slot) -> Ticket | None:
-        """Give the next caller who takes `slot`, without removing it."""
-        for ticket in self:
-            if ticket.avoid is not slot:
-                return ticket
-        return None
-
-
 class PoolCore:
-    """The books. Methods that take `now` are given the pool's clock; each gives the work that it made necessary."""
+    """The books. Methods that take `now` are given the pool's clock; those that give work are given all that it needs.
+
+    Attributes:
+        crowded: whether those that come back need more than to be put back: the pool closes, has more than its bounds
+            allow, or keeps headroom.
+        ordinary: connections lent to callers who may not use the headroom.
+        suspect_before: connections that were last known to be alive before this moment are suspect.
+        failures: attempts to connect that failed since the last one that did not.
+        failing_since: when the first of them did.
+        next_attempt_at: before that none is made.
+        hold: running mean of how long a connection is held, in seconds, 0 if none came back yet.
+        quickest: the shortest lately; forgotten slowly.
+        connect_time: running mean of what opening one takes, in seconds, 0 if none was opened yet.
+        floor: connections that are to be there although nobody asks for them: those of `warm`, and prewarmed ones.
+        peak: most that were wanted at a time since the shell last set it to 0.
+    """
 
     def __init__(self, config: PoolConfig, *, jitter: Callable[[], float]) -> None:
         self.config = config
@@ -180,24 +131,28 @@ class PoolCore:
         self.connecting = 0
         self.reserved = 0
         self.leased = 0
+        self.ordinary = 0
         self.waiters = Waiters()
         self.closing = False
+        self.crowded = config.headroom > 0
         self.suspect_before = -inf
-        """Connections that were last known to be alive before this moment are suspect."""
         self.failures = 0
-        """Attempts to connect that failed since the last one that did not."""
         self.failing_since = inf
         self.next_attempt_at = -inf
         self.holds = 0
         self.hold = 0.0
-        """Running mean of how long a connection is held, 0 if none came back yet."""
         self.quickest = inf
-        """The shortest lately; forgotten slowly."""
         self.connect_time = 0.0
+        self.floor = 0
+        self.peak = 0
+        self.lifo = config.reuse == "lifo"
+        self.fresh_for = inf if config.check_after_idle is None else config.check_after_idle
+        self.most_uses = inf if config.max_uses is None else config.max_uses
         self._jitter = jitter
         self._next_id = 1
-        self._lifo = config.reuse == "lifo"
-        self._fresh_for = inf if config.check_after_idle is None else config.check_after_idle
+        self._expiring = 0
+        self._bound = config.max_size
+        """What size + connecting may be: more than `max_size` after it was lowered, until what is too much is gone."""
 
     @property
     def size(self) -> int:
@@ -206,52 +161,58 @@ class PoolCore:
 
     # --- lending ---
 
-    def take(self, now: float, avoid: Slot | None = None) -> Slot | None:
-        """Lend an idle connection to a newcomer; never past one who waits. It may still need a check."""
-        if self.waiters.live:
-            return None
-        return self._take_idle(now, avoid)
-
     def take_plain(self, now: float) -> Slot | None:
-        """Lend an idle connection that nobody waits for and that needs nothing: `take` in short, for most callers."""
+        """Lend an idle connection that needs nothing to a newcomer who wants nothing special: `take` in short."""
         idle = self.idle
         if not idle or self.waiters.live:
             return None
-        slot = idle[-1] if self._lifo else idle[0]
+        slot = idle[-1] if self.lifo else idle[0]
         alive_at = slot.alive_at
-        if now >= slot.retire_at or now - alive_at >= self._fresh_for or alive_at < self.suspect_before:
+        if now >= slot.retire_at or now - alive_at >= self.fresh_for or alive_at < self.suspect_before:
             return None
-        if self._lifo:
+        if self.lifo:
             idle.pop()
         else:
             idle.popleft()
         slot.place = LEASED
-        slot.leased_at = now
+        slot.asked_at = slot.leased_at = now
         slot.uses += 1
-        self.leased += 1
+        self.leased = leased = self.leased + 1
+        self.peak = max(self.peak, leased)
         return slot
 
-    def _take_idle(self, now: float, avoid: Slot | None) -> Slot | None:
+    def take(self, now: float, priority: int = 0, avoid: Slot | None = None) -> Slot | None:
+        """Lend an idle connection to a newcomer; never past one who waits. It may still need a check."""
+        if self.waiters.live or not self._may_lend(priority):
+            return None
         idle = self.idle
         for _ in range(len(idle)):
-            slot = idle.pop() if self.config.reuse == "lifo" else idle.popleft()
+            slot = idle.pop() if self.lifo else idle.popleft()
             if slot is avoid:
                 # Back to the end where it is looked at last.
-                (idle.appendleft if self.config.reuse == "lifo" else idle.append)(slot)
+                (idle.appendleft if self.lifo else idle.append)(slot)
                 continue
-            self._lease(slot, now)
+            self._lease(slot, now, priority)
             return slot
         return None
 
-    def _lease(self, slot: Slot, now: float) -> None:
+    def _may_lend(self, priority: int) -> bool:
+        headroom = self.config.headroom
+        return not headroom or priority > ORDINARY or self.ordinary < max(1, self.max_size - headroom)
+
+    def _lease(self, slot: Slot, now: float, priority: int) -> None:
         slot.place = LEASED
-        slot.leased_at = now
+        slot.asked_at = slot.leased_at = now
         slot.uses += 1
+        if self.config.headroom and priority <= ORDINARY:
+            slot.ordinary = True
+            self.ordinary += 1
         self.leased += 1
+        self.peak = max(self.peak, self.leased + self.waiters.live)
 
     def needs_check(self, slot: Slot, now: float) -> bool:
         """Tell whether `slot` must prove that it is alive before it is lent."""
-        return slot.alive_at < self.suspect_before or now - slot.alive_at >= self._fresh_for
+        return slot.alive_at < self.suspect_before or now - slot.alive_at >= self.fresh_for
 
     def wait(self, ticket: Ticket, now: float, *, first: bool = False) -> Work:
         """Let a caller wait, and see whether that needs another connection.
@@ -262,10 +223,11 @@ class PoolCore:
             first: before all others of its priority: it had been served, and what it got was broken.
         """
         self.waiters.add(ticket, first=first)
+        self.peak = max(self.peak, self.leased + self.waiters.live)
         work = Work()
         avoided = ticket.avoid
         if avoided is not None and avoided.place is IDLE and self.size + self.connecting >= self.max_size:
-            self.idle.remove(avoided)
+            self._take_out(avoided)
             self._drop(avoided, "avoided", work)
         return self.plan(work, now)
 
@@ -276,43 +238,90 @@ class PoolCore:
             self.waiters.leave(ticket)
         elif ticket.slot is not None:
             slot, ticket.slot = ticket.slot, None
-            slot.uses -= 1
-            self._unlease(slot)
-            self._place(slot, now, work)
+            if slot.place is LEASED:
+                slot.uses -= 1
+                self._take_out(slot)
+                self._place(slot, now, work)
         return self.plan(work, now)
 
     # --- coming back ---
 
     def reserve(self, slot: Slot, now: float) -> None:
         """Take a leased connection out of service, to reset it."""
-        self._note_hold(now - slot.leased_at)
+        self.note_hold(now - slot.leased_at)
         slot.idle_since = now
-        self._unlease(slot)
+        self._take_out(slot)
         slot.place = RESERVED
         self.reserved += 1
 
     def reserve_idle(self, slot: Slot) -> None:
         """Take an idle connection out of service, to check it."""
-        self.idle.remove(slot)
+        self._take_out(slot)
         slot.place = RESERVED
         self.reserved += 1
 
-    def is_plain(self, slot: Slot, now: float) -> bool:
-        """Tell whether nothing speaks against lending `slot` again."""
-        most = self.config.max_uses
-        return now < slot.retire_at and (most is None or slot.uses < most) and len(self.slots) <= self.max_size
+    def shelve(self, slot: Slot, now: float) -> bool:
+        """Take back a lent connection that worked, if nobody waits and nothing speaks against it: `give_back` in short.
 
-    def shelve(self, slot: Slot, now: float, *, alive: bool) -> None:
-        """Take back a lent connection that nobody waits for and nothing speaks against: `give_back` in short."""
-        self._note_hold(now - slot.leased_at)
-        slot.idle_since = now
-        if alive:
-            slot.alive_at = now
+        Returns:
+            Whether it was taken back.
+        """
+        if self.waiters.live or self.crowded or slot.doomed or now >= slot.retire_at or slot.uses >= self.most_uses:
+            return False
+        if slot.uses < 8 or not slot.uses & 7:  # later a sample will do: it changes slowly
+            self.note_hold(now - slot.leased_at)
+        slot.idle_since = slot.alive_at = now
         slot.place = IDLE
         self.leased -= 1
         self.idle.append(slot)
+        return True
 
-    def _note_hold(self, seconds: float) -> None:
+    def hand_over(self, slot: Slot, now: float) -> Ticket | None:
+        """Lend a connection that worked to the next who waits, if nothing speaks against it: `give_back` in short.
+
+        It needs no plan: whatever was worth opening before is worth it no more now.
+        """
+        if self.crowded or slot.doomed or now >= slot.retire_at or slot.uses >= self.most_uses:
+            return None
+        ticket = self.waiters.take_first(slot)
+        if ticket is None:
+            return None
+        if slot.uses < 8 or not slot.uses & 7:
+            self.note_hold(now - slot.leased_at)
+        slot.idle_since = slot.alive_at = slot.leased_at = now
+        slot.uses += 1
+        ticket.slot = slot
+        return ticket
+
+    def give_back(self, slot: Slot, now: float, *, alive: bool = True) -> Work:
+        """Take back a connection that is leased or reserved: to the next caller, to the idle ones, or out.
+
+        Args:
+            slot: the connection.
+            now: the moment.
+            alive: whether it was just seen alive; if not, it is checked before it is lent again.
+        """
+        work = Work()
+        if slot.place is LEASED:
+            self.note_hold(now - slot.leased_at)
+            slot.idle_since = now
+        elif slot.place is not RESERVED:
+            return work  # closed under its borrower
+        slot.alive_at = now if alive else -inf
+        self._take_out(slot)
+        self._place(slot, now, work)
+        return self.plan(work, now)
+
+    def return_unused(self, slot: Slot, now: float) -> Work:
+        """Take back a connection that was lent and not used."""
+        slot.uses -= 1
+        self._take_out(slot)
+        work = Work()
+        self._place(slot, now, work)
+        return self.plan(work, now)
+
+    def note_hold(self, seconds: float) -> None:
+        """Take in how long a connection was held."""
         self.holds += 1
         self.hold += (seconds - self.hold) * (SMOOTHING if self.holds > 1 else 1.0)
         if seconds < self.quickest:
@@ -330,49 +339,26 @@ class PoolCore:
             return 0.0
         return (self.waiters.live + 1) * self.quickest / len(self.slots)
 
-    def return_unused(self, slot: Slot, now: float) -> Work:
-        """Take back a connection that was lent and not used."""
-        slot.uses -= 1
-        self._unlease(slot)
-        work = Work()
-        self._place(slot, now, work)
-        return self.plan(work, now)
-
-    def give_back(self, slot: Slot, now: float, *, alive: bool = True) -> Work:
-        """Take back a connection that is leased or reserved: to the next caller, to the idle ones, or out.
-
-        Args:
-            slot: the connection.
-            now: the moment.
-            alive: whether it was just seen alive.
-        """
-        work = Work()
-        if slot.place is LEASED:
-            self._note_hold(now - slot.leased_at)
-            slot.idle_since = now
-            self._unlease(slot)
-        elif slot.place is RESERVED:
-            self.reserved -= 1
-        else:
-            return work  # closed under its borrower
-        if alive:
-            slot.alive_at = now
-        self._place(slot, now, work)
-        return self.plan(work, now)
-
-    def _unlease(self, slot: Slot) -> None:
+    def _take_out(self, slot: Slot) -> None:
+        """Take a connection out of the place where it is; the caller puts it into the next."""
         if slot.place is LEASED:
             self.leased -= 1
+            self.ordinary -= slot.ordinary
+            slot.ordinary = False
+        elif slot.place is RESERVED:
+            self.reserved -= 1
+        elif slot.place is IDLE:
+            self.idle.remove(slot)
 
-    def _place(self, slot: Slot, now: float, work: Work) -> None:
+    def _place(self, slot: Slot, now: float, work: Work, *, fresh: bool = False) -> None:
         """Find the next place of a connection that is in none."""
-        reason = self._reason_to_close(slot, now)
+        reason = self.reason_to_close(slot, now)
         if reason:
             self._drop(slot, reason, work)
             return
-        ticket = self.waiters.first(slot)
+        ticket = self._next_for(slot)
         if ticket is None:
-            if self.waiters.live and self.size + self.connecting >= self.max_size:
+            if self.waiters.live and self._may_lend(ORDINARY) and self.size + self.connecting >= self.max_size:
                 # All who wait want another one than this, and there is no room for one beside it.
                 self._drop(slot, "avoided", work)
                 return
@@ -380,39 +366,43 @@ class PoolCore:
             self.idle.append(slot)
             return
         self.waiters.leave(ticket)
-        self._lease(slot, now)
-        ticket.slot = slot
+        self._lease(slot, now, ticket.priority)
+        ticket.slot, ticket.fresh = slot, fresh
         work.woken.append(ticket)
 
-    def _reason_to_close(self, slot: Slot, now: float) -> str:
+    def _next_for(self, slot: Slot) -> Ticket | None:
+        return self.waiters.first(slot, above=-inf if self._may_lend(ORDINARY) else ORDINARY)
+
+    def reason_to_close(self, slot: Slot, now: float) -> str:
+        """Tell why a connection that came back has to go; empty if it has not."""
         if slot.doomed:
             return slot.doomed
         if self.closing:
             return "closed"
         if now >= slot.retire_at:
             return "max_lifetime"
-        if self.config.max_uses is not None and slot.uses >= self.config.max_uses:
+        if slot.uses >= self.most_uses:
             return "max_uses"
         return "resized" if self.size > self.max_size else ""
 
     def discard(self, slot: Slot, reason: str, now: float) -> Work:
         """Let a connection go, wherever it is; if callers wait, another one is opened in the same step."""
         work = Work()
-        if slot.place is IDLE:
-            self.idle.remove(slot)
-        elif slot.place is RESERVED:
-            self.reserved -= 1
-        elif slot.place is LEASED:
-            self._unlease(slot)
-        else:
+        if slot.place is GONE:
             return work
+        self._take_out(slot)
         self._drop(slot, reason, work)
         return self.plan(work, now)
 
     def _drop(self, slot: Slot, reason: str, work: Work) -> None:
         slot.place = GONE
+        self._expiring -= slot.expiring
         del self.slots[slot.id]
+        self._note_crowd()
         work.closing.append((slot, reason))
+
+    def _note_crowd(self) -> None:
+        self.crowded = self.closing or self.size > self.max_size or self.config.headroom > 0
 
     def check_failed(self, slot: Slot, now: float) -> Work:
         """Let a broken connection go, and suspect all others that were not seen alive since."""
@@ -423,23 +413,35 @@ class PoolCore:
 
     def plan(self, work: Work, now: float) -> Work:
         """Start the connects that are needed and allowed now."""
-        work.connects += (started := self._connects_to_start(now))
-        self.connecting += started
+        if self.idle and self.waiters.live:  # one came back that only some may have, or want
+            for slot in [slot for slot in self.idle if self._next_for(slot)]:
+                self._take_out(slot)
+                self._place(slot, now, work)
+        # Most of the time there is no room, and nothing to be thought about.
+        if len(self.slots) + self.connecting < self.max_size:
+            work.connects += (started := self._connects_to_start(now))
+            self.connecting += started
         return work
 
     def _connects_to_start(self, now: float) -> int:
         if self.closing:
             return 0
-        config = self.config
-        room = min(self.max_size - self.size, config.max_connecting) - self.connecting
+        room = min(self.max_size - self.size, self.config.max_connecting) - self.connecting
         if self.failures:
             # One at a time, and not before its time, until one has succeeded.
             room = min(room, 1 - self.connecting if now >= self.next_attempt_at else 0)
-        wanted = max(self._wanted_by_waiters(now), self.min_size - self.size - self.connecting)
-        return max(0, min(room, wanted))
+        return max(0, min(room, max(self._wanted_by_waiters(now), self.missing())))
+
+    def missing(self) -> int:
+        """Give how many connections are to be opened although nobody asks for them."""
+        # Those that will go soon do not count: their replacement is there before.
+        floor = min(max(self.min_size, self.floor) + self._expiring, self.max_size)
+        return floor - self.size - self.connecting
 
     def _wanted_by_waiters(self, now: float) -> int:
         waiting = self.waiters.live
+        if waiting == 0 or not self._may_lend(ORDINARY):
+            waiting = sum(ticket.priority > ORDINARY for ticket in self.waiters) if waiting else 0
         if waiting == 0:
             return 0
         if now < self.impatient_at():
@@ -464,28 +466,27 @@ class PoolCore:
         """Take in a connection that was opened in `took` seconds."""
         self.connecting -= 1
         self.failures, self.failing_since, self.next_attempt_at = 0, inf, -inf
-        self.connect_time = _mean(self.connect_time, took)
+        self.connect_time += (took - self.connect_time) * (SMOOTHING if self.connect_time else 1.0)
         lifetime = self.config.max_lifetime
-        retire_at = inf if lifetime is None else now + lifetime * (1 - 0.05 * self._jitter())
+        retire_at = inf if lifetime is None else now + lifetime * (1 - JITTER * self._jitter())
         slot = Slot(self._next_id, connection, now, retire_at)
         self._next_id += 1
         self.slots[slot.id] = slot
+        self._note_crowd()
         work = Work()
-        self._place(slot, now, work)
+        self._place(slot, now, work, fresh=True)
+        if self.size >= self.floor:
+            self.floor = 0
         return slot, self.plan(work, now)
 
     def connect_failed(self, now: float, error: BaseException, *, permanent: bool) -> Work:
         """Take in that an attempt failed. A permanent error goes to one caller, if nothing else can serve it."""
-        self.connecting -= 1
-        self.failures += 1
-        self.failing_since = min(self.failing_since, now)
+        self._note_failure(now)
         work = Work()
-        if permanent and self.leased + self.reserved + len(self.idle) == 0:
+        if permanent and not self.slots:
             ticket = next(iter(self.waiters), None)
             if ticket is not None:
-                self.waiters.leave(ticket)
-                ticket.error = error
-                work.woken.append(ticket)
+                self._refuse(ticket, error, work)
         if permanent and self.waiters.live:
             self.next_attempt_at = now  # the next caller is owed an answer too
         else:
@@ -493,6 +494,26 @@ class PoolCore:
             longest = min(self.config.reconnect_cap, self.config.reconnect_base * 2.0 ** min(self.failures - 1, 30))
             self.next_attempt_at = now + longest * self._jitter()
         return self.plan(work, now)
+
+    def connect_refused(self, now: float, error: BaseException, retry_after: float) -> Work:
+        """Take in that the breaker lets nobody connect: all callers learn that, if nothing else can serve them."""
+        self._note_failure(now)
+        self.next_attempt_at = now + retry_after
+        work = Work()
+        if not self.slots and not self.connecting:
+            for ticket in list(self.waiters):
+                self._refuse(ticket, error, work)
+        return self.plan(work, now)
+
+    def _note_failure(self, now: float) -> None:
+        self.connecting -= 1
+        self.failures += 1
+        self.failing_since = min(self.failing_since, now)
+
+    def _refuse(self, ticket: Ticket, error: BaseException, work: Work) -> None:
+        self.waiters.leave(ticket)
+        ticket.error = error
+        work.woken.append(ticket)
 
     def connect_cancelled(self) -> None:
         """Take in that an attempt was given up because the pool closes."""
@@ -503,20 +524,26 @@ class PoolCore:
     def due(self, now: float) -> Work:
         """Do what time has made necessary: retire what is too old or idle for too long, and connect again."""
         work = Work()
-        for slot in [slot for slot in self.idle if now >= slot.retire_at and self._may_retire()]:
-            self.idle.remove(slot)
-            self._drop(slot, "max_lifetime", work)
+        lead = self.lead()
+        for slot in list(self.slots.values()):
+            if not slot.expiring and now >= slot.retire_at - lead:
+                slot.expiring = True
+                self._expiring += 1
+            if now >= slot.retire_at and slot.place is IDLE:
+                self._take_out(slot)
+                self._drop(slot, "max_lifetime", work)
         if self.config.max_idle is not None:
             for slot in sorted(self.idle, key=lambda slot: slot.idle_since):
-                if self.size <= self.min_size or now - slot.idle_since < self.config.max_idle:
+                if self.missing() >= 0 or now < slot.idle_since + self.config.max_idle:
                     break
-                self.idle.remove(slot)
+                self._take_out(slot)
                 self._drop(slot, "max_idle", work)
         return self.plan(work, now)
 
-    def _may_retire(self) -> bool:
-        """Tell whether one more can go: at the minimum its replacement is opened first, if there is room for it."""
-        return self.size > self.min_size or self.size >= self.max_size
+    def lead(self) -> float:
+        """Give the seconds before the end of a connection at which its replacement is opened: as long as two take."""
+        lifetime = self.config.max_lifetime
+        return 0.0 if lifetime is None else min(2 * self.connect_time, JITTER * lifetime)
 
     def drain(self, now: float) -> Work:
         """Replace every connection: idle ones now, others when they come back."""
@@ -529,22 +556,28 @@ class PoolCore:
 
     def resize(self, min_size: int, max_size: int, now: float) -> Work:
         """Move the bounds: what is too much goes now if it is idle, else when it comes back."""
+        self._bound = max(max_size, self.size + self.connecting)
         self.min_size, self.max_size = min_size, max_size
+        self.floor = min(self.floor, max_size)
         work = Work()
         while self.size > max_size and self.idle:
             self._drop(self.idle.popleft(), "resized", work)
+        self._note_crowd()
         return self.plan(work, now)
+
+    def warm(self, connections: int, now: float) -> Work:
+        """Have so many connections opened, once."""
+        self.floor = min(connections, self.max_size) if connections > self.size else 0
+        return self.plan(Work(), now)
 
     def close(self, error: Callable[[], BaseException]) -> Work:
         """Let idle connections and all who wait go; lent ones are closed when they come back."""
         work = Work()
-        self.closing = True
+        self.closing = self.crowded = True
         while self.idle:
             self._drop(self.idle.popleft(), "closed", work)
         for ticket in list(self.waiters):
-            self.waiters.leave(ticket)
-            ticket.error = error()
-            work.woken.append(ticket)
+            self._refuse(ticket, error(), work)
         return work
 
     # --- the books ---
@@ -552,20 +585,25 @@ class PoolCore:
     def check(self) -> None:
         """Raise if the books do not add up."""
         places = [slot.place for slot in self.slots.values()]
+        total = self.size + self.connecting
         problems = {
             "an idle connection is not in the idle list, or one there is not idle": sorted(s.id for s in self.idle)
             != sorted(s.id for s in self.slots.values() if s.place is IDLE),
             "the count of leased connections is wrong": self.leased != places.count(LEASED),
+            "the count of ordinary ones among them is wrong": self.ordinary
+            != sum(slot.ordinary for slot in self.slots.values()),
             "the count of reserved connections is wrong": self.reserved != places.count(RESERVED),
+            "the count of expiring connections is wrong": self._expiring
+            != sum(slot.expiring for slot in self.slots.values()),
             "a connection that is gone is still listed": GONE in places,
-            "more is being opened than fits": self.connecting > 0 and self.size + self.connecting > self.max_size,
+            "there are more than fit": total > self._bound,
+            "it is not known that there are more than fit": self.crowded
+            != (self.closing or self.size > self.max_size or self.config.headroom > 0),
             "a count is negative": min(self.connecting, self.leased, self.reserved, self.waiters.live) < 0,
-            "somebody waits while something is free": any(self.waiters.first(slot) for slot in self.idle),
+            "the count of those who wait is wrong": self.waiters.live != sum(1 for _ in self.waiters),
+            "somebody waits while something is free": any(self._next_for(slot) for slot in self.idle),
         }
+        self._bound = max(self.max_size, min(self._bound, total))
         wrong = [problem for problem, holds in problems.items() if holds]
         if wrong:
             raise AssertionError(f"a bug in the pool: {'; '.join(wrong)}")
-
-
-def _mean(before: float, sample: float) -> float:
-    return sample if before == 0.0 else before + SMOOTHING * (sample - before)

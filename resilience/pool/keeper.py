@@ -2,196 +2,189 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from heapq import heapify, heappop, heappush
-from itertools import count
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Final
 
 import anyio
 
 from resilience.errors import type_name
-from resilience.events import LeakReturned, LeakSuspected, ReconnectFailed, emit
+from resilience.events import LeakReturned, LeakSuspected, PrewarmPredicted, ReconnectFailed, emit
+from resilience.forecast import Forecast
 
-from .core import Slot, Ticket
-from .lease import told
+from .core import JITTER, Slot
+from .engine import Engine
+from .home import Site, place_of, told
+from .sizing import PeakMemory
+from .waiters import Deadlines, Ticket
 
-if TYPE_CHECKING:
-    from .pool import ConnectionPool
-
-C = TypeVar("C")
+PAUSE: Final = 1.0
+"""Seconds after a bug before the keeper goes on: books that do not add up must not keep a processor busy."""
 
 
-class Keeper(Generic[C]):
-    """One task that sleeps until the next thing is due, and the count of all that the pool has under way.
+class Keeper:
+    """One task that sleeps until the next thing is due.
 
     It need not be told of what is new: whatever a caller begins is due one period later at the earliest, and the keeper
     never sleeps longer than its shortest period. A failed connect wakes it, and a caller whose patience is shorter than
     its sleep.
     """
 
-    def __init__(self, pool: ConnectionPool[C]) -> None:
-        self.working = 0
-        """Connects, checks, resets and closes under way."""
-        self._pool = pool
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._config = engine.config
+        self._core = engine.core
         self._poked = False
         self._wake: anyio.Event | None = None
-        self._done: anyio.Event | None = None
         self._told_outage = False
-        self._deadlines: list[tuple[float, int, Ticket]] = []
-        self._order = count()
+        self._deadlines = Deadlines()
         self._sleeps_until = -inf
         self._leaks: set[int] = set()
-
-    def watch(self, ticket: Ticket, deadline: float) -> None:
-        """Let `ticket` go when its time is over: one task for all who wait, in place of a timer for each."""
-        if deadline < inf:
-            heappush(self._deadlines, (deadline, next(self._order), ticket))
-            if len(self._deadlines) > 2 * self._pool._core.waiters.live + 64:  # noqa: SLF001 - as above
-                # Those who were served long before their time; each is thrown out once for two that came.
-                self._deadlines = [one for one in self._deadlines if one[2].live]
-                heapify(self._deadlines)
-        if min(deadline, self._pool._core.impatient_at()) < self._sleeps_until:  # noqa: SLF001 - as above
-            self.poke()
-
-    def _expire(self, now: float) -> None:
-        core = self._pool._core  # noqa: SLF001 - as above
-        while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].live):
-            ticket = heappop(self._deadlines)[2]
-            if ticket.live:
-                core.waiters.leave(ticket)
-                if ticket.wake is not None:
-                    ticket.wake()
+        prewarm = engine.config.prewarm
+        self._peaks = None if prewarm is None else PeakMemory(engine.now(), prewarm)
+        engine.poke = self.poke
 
     def poke(self) -> None:
-        """Let the keeper look again what is due."""
+        """Look again what is due."""
         self._poked = True
         if self._wake is not None:
             self._wake.set()
 
-    async def work(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Do one thing in the background. What goes wrong in it is a bug of ours, and never the end of the host."""
-        try:
-            await function(*args)
-        except Exception as error:  # noqa: BLE001 - as above: told, and the books are put right by whoever is next
-            self._pool._note_bug(error)  # noqa: SLF001 - a part of its pool
-        finally:
-            self.working -= 1
-            if self.working == 0 and self._done is not None:
-                self._done.set()
-
-    async def wait_until_closed(self) -> None:
-        """Wait until nothing is under way."""
-        while self.working:
-            self._done = anyio.Event()
-            await self._done.wait()
-
     async def run(self) -> None:
         """Keep the pool until it is cancelled."""
-        pool = self._pool
         while True:
-            self._poked, self._wake = False, anyio.Event()
-            now = pool._now()  # noqa: SLF001 - as above
-            self._expire(now)
-            pool._do(pool._core.due(now))  # noqa: SLF001 - as above
-            self._tell_leaks(now)
-            self._tell_outage(now)
-            checked = await self._check_next(now)
-            if checked or self._poked:
-                continue
-            self._sleeps_until = self._next_due()
-            left = self._sleeps_until - pool._now()  # noqa: SLF001 - as above
+            try:
+                await self._turn()
+            except Exception as error:  # noqa: BLE001 - a bug of ours, or books that do not add up: never the end of the host
+                self._engine.note_bug(error)
+                await anyio.sleep(PAUSE)
+
+    async def _turn(self) -> None:
+        """Do what is due, and sleep until something is."""
+        engine = self._engine
+        now = engine.now()
+        self._let_go(now)
+        engine.do(self._core.due(now))
+        self._turn_peaks(now)
+        # Only now: what it does itself pokes it too, and would wake it for ever.
+        self._poked, self._wake = False, anyio.Event()
+        self._tell_leaks(now)
+        self._tell_outage(now)
+        slot = self._keepalive_due(now)
+        if slot is not None:
+            await engine.check_idle(slot)  # only this one is out of service meanwhile
+            return
+        self._sleeps_until = self._next_due(now)
+        left = self._sleeps_until - engine.now()
+        if not self._poked:
             with anyio.move_on_after(None if left == inf else max(0.0, left)):
                 await self._wake.wait()
 
+    # --- callers who wait ---
+
+    def watch(self, ticket: Ticket) -> None:
+        """Let `ticket` go when its time is over: one task for all who wait, in place of a timer for each."""
+        core = self._core
+        self._deadlines.add(ticket, core.waiters.live)
+        due = ticket.deadline
+        if len(core.slots) + core.connecting < core.max_size:
+            due = min(due, core.impatient_at())
+        if due < self._sleeps_until:
+            self.poke()
+
+    def _let_go(self, now: float) -> None:
+        for ticket in self._deadlines.due(now):
+            self._core.waiters.leave(ticket)
+            if ticket.seat is not None:
+                self._engine.wake(ticket.seat)
+
     # --- one by one ---
 
-    async def _check_next(self, now: float) -> bool:
-        """Check one idle connection whose keepalive is due; only that one is out of service meanwhile."""
-        pool = self._pool
-        slot = self._keepalive_due(now)
-        if slot is None:
-            return False
-        await pool._check_one(slot)  # noqa: SLF001 - as above
-        return True
-
     def _keepalive_due(self, now: float) -> Slot | None:
-        keepalive, core = self._pool.config.keepalive, self._pool._core  # noqa: SLF001 - as above
-        if keepalive is None or core.closing:
+        keepalive = self._config.keepalive
+        if keepalive is None or self._core.closing:
             return None
-        due = [slot for slot in core.idle if now - slot.alive_at >= keepalive]
+        due = [slot for slot in self._core.idle if now >= slot.alive_at + keepalive]
         return min(due, key=lambda slot: slot.alive_at, default=None)
 
     def _tell_leaks(self, now: float) -> None:
-        after, leases = self._pool.config.leak_after, self._pool._leases  # noqa: SLF001 - as above
+        after = self._config.leak_after
         if after is None:
             return
-        for number, lease in leases.items():
-            if number not in self._leaks and now - lease.since >= after:
-                self._leaks.add(number)
+        for slot in self._core.slots.values():
+            lease = slot.borrower
+            if lease is not None and slot.id not in self._leaks and now >= slot.leased_at + after:
+                self._leaks.add(slot.id)
                 if LeakSuspected.sinks:
-                    held = now - lease.since
-                    emit(LeakSuspected(self._pool.name, now, id=number, held=held, site=told(lease.site)))
+                    where = "" if lease.owner is None else place_of(lease.owner)
+                    held, site = now - slot.leased_at, told(lease.site)
+                    emit(LeakSuspected(self._engine.name, now, id=slot.id, held=held, site=site, suspended_at=where))
 
-    def lease_ended(self, number: int, held: float, site: Any) -> None:
+    def lease_ended(self, slot: Slot, now: float, site: Site) -> None:
         """Note that a connection came back; told if it had been given up for lost."""
-        if number in self._leaks:
-            self._leaks.discard(number)
+        if slot.id in self._leaks:
+            self._leaks.discard(slot.id)
             if LeakReturned.sinks:
-                now = self._pool._now()  # noqa: SLF001 - as above
-                emit(LeakReturned(self._pool.name, now, id=number, held=held, site=told(site)))
+                held = now - slot.leased_at
+                emit(LeakReturned(self._engine.name, now, id=slot.id, held=held, site=told(site)))
 
     def _tell_outage(self, now: float) -> None:
-        pool = self._pool
-        core, config = pool._core, pool.config  # noqa: SLF001 - as above
+        core, config, engine = self._core, self._config, self._engine
         if not core.failures:
             self._told_outage = False
             return
-        elapsed = now - core.failing_since
-        if self._told_outage or elapsed < config.reconnect_give_up:
+        if self._told_outage or now < core.failing_since + config.reconnect_give_up:
             return
         self._told_outage = True
-        error = pool._last_error  # noqa: SLF001 - as above
         if ReconnectFailed.sinks:
-            kind = "unknown" if error is None else type_name(error)
-            emit(ReconnectFailed(pool.name, now, elapsed=elapsed, error_type=kind))
+            kind = "unknown" if engine.last_error is None else type_name(engine.last_error)
+            emit(ReconnectFailed(engine.name, now, elapsed=now - core.failing_since, error_type=kind))
         if config.on_reconnect_failed is not None:
             try:
                 config.on_reconnect_failed()
             except Exception as raised:  # noqa: BLE001 - the user's function may raise anything; the pool goes on
-                pool._note_bug(raised)  # noqa: SLF001 - as above
+                engine.note_bug(raised)
+
+    def _turn_peaks(self, now: float) -> None:
+        """Open ahead what was wanted at this time before."""
+        peaks, core = self._peaks, self._core
+        if peaks is None or now < peaks.ends_at:
+            return
+        peaks.note(core.peak)
+        core.peak = core.leased + core.waiters.live
+        ended = peaks.turn(now)
+        if ended is not None and PrewarmPredicted.sinks and (ended.predicted or ended.actual):
+            emit(PrewarmPredicted(self._engine.name, now, predicted=ended.predicted, actual=ended.actual))
+        if peaks.predicted > core.size:
+            self._engine.do(core.warm(peaks.predicted, now))
+
+    def outlook(self) -> Forecast | None:
+        """Give what is expected to be wanted in the next minute; None without memory of those before."""
+        return None if self._peaks is None else self._peaks.outlook()
 
     # --- when ---
 
-    def _next_due(self) -> float:
-        """Give the moment at which something is due at the earliest."""
-        pool = self._pool
-        core, config, now = pool._core, pool.config, pool._now()  # noqa: SLF001 - as above
-        moments = [self._deadlines[0][0] if self._deadlines else inf]
-        moments += [now + period for period in self._periods()]
-        moments += [slot.retire_at for slot in core.idle]
-        if config.max_idle is not None and core.size > core.min_size:
-            moments += [slot.idle_since + config.max_idle for slot in core.idle]
-        if config.keepalive is not None:
-            moments += [slot.alive_at + config.keepalive for slot in core.idle]
-        if config.leak_after is not None:
-            moments += [
-                lease.since + config.leak_after
-                for number, lease in pool._leases.items()  # noqa: SLF001 - as above
-                if number not in self._leaks
-            ]
-        if core.failures and (core.waiters.live or core.size < core.min_size):
-            moments.append(core.next_attempt_at)
-        if core.failures and not self._told_outage:
-            moments.append(core.failing_since + config.reconnect_give_up)
-        impatient = core.impatient_at()
-        if impatient > now:
-            moments.append(impatient)
-        return min(moments)
+    def _next_due(self, now: float) -> float:
+        """Give the moment after `now` at which something is due at the earliest: what was due by then has been done."""
+        core, config = self._core, self._config
+        lead = core.lead()
+        moments = [self._deadlines.next(), *(now + period for period in self._periods())]
+        for slot in core.slots.values():
+            moments += [slot.retire_at, slot.retire_at - lead]
+            if config.leak_after is not None and slot.borrower is not None:
+                moments.append(slot.leased_at + config.leak_after)
+        for slot in core.idle:
+            if config.max_idle is not None:
+                moments.append(slot.idle_since + config.max_idle)
+            if config.keepalive is not None:
+                moments.append(slot.alive_at + config.keepalive)
+        if core.failures:
+            moments += [core.next_attempt_at, core.failing_since + config.reconnect_give_up]
+        if self._peaks is not None:
+            moments.append(self._peaks.ends_at)
+        moments.append(core.impatient_at())
+        return min((moment for moment in moments if moment > now), default=inf)
 
     def _periods(self) -> list[float]:
-        config = self._pool.config
-        periods = [config.max_idle, config.keepalive, config.leak_after]
-        if config.max_lifetime is not None:
-            periods.append(0.95 * config.max_lifetime)
-        return [period for period in periods if period is not None]
+        config = self._config
+        lifetime = None if config.max_lifetime is None else (1 - 2 * JITTER) * config.max_lifetime
+        return [period for period in (config.max_idle, config.keepalive, config.leak_after, lifetime) if period]

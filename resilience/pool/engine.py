@@ -1,0 +1,341 @@
+"""What a pool does with its connections, around the books: it opens, checks, resets and closes them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from inspect import isawaitable
+from traceback import clear_frames
+from typing import Any, TypeAlias
+
+import anyio
+from anyio.abc import TaskGroup
+
+from resilience.breaker import CircuitBreaker
+from resilience.checks import is_exception_types
+from resilience.clock import Clock
+from resilience.errors import CircuitOpenError, ConfigurationError, type_name
+from resilience.events import (
+    CheckFailed,
+    ConnectFailed,
+    ConnectionClosed,
+    ConnectionOpened,
+    PoolFailed,
+    ResetFailed,
+    emit,
+)
+
+from .config import PoolConfig
+from .core import GONE, IDLE, PoolCore, Slot, Work
+
+Step: TypeAlias = Callable[[Any], "Awaitable[object] | object"]
+PermanentErrors: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], object]"
+
+
+class Engine:
+    """The functions of the user's, the time limits around them, and the tasks in which they run.
+
+    Attributes:
+        name, config, core, now, breaker: of the pool.
+        connect, close, check, reset: the user's; all but the first may be None.
+        wake: lets the task at a seat go on.
+        poke: lets the keeper look again what is due.
+        last_error: of connecting, None once it went well.
+        on_rest: called when nothing is lent or reserved while the pool closes.
+        on_opened: called when a connection was opened.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: PoolConfig,
+        core: PoolCore,
+        now: Clock,
+        *,
+        connect: Callable[[], Awaitable[Any]],
+        close: Step | None,
+        check: Step | None,
+        reset: Step | None,
+        breaker: CircuitBreaker | None,
+        permanent_errors: PermanentErrors,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.core = core
+        self.now = now
+        self.connect = connect
+        self.close = close
+        self.check = check
+        self.reset = reset
+        self.breaker = breaker
+        self.group: TaskGroup | None = None
+        self.wake: Callable[[Any], object] = _nothing
+        self.poke: Callable[[], object] = _nothing
+        self.on_rest: Callable[[], object] = _nothing
+        self.on_opened: Callable[[], object] = _nothing
+        self.last_error: BaseException | None = None
+        self.opened = self.closed = 0
+        self.connect_failures = self.check_failures = self.reset_failures = 0
+        self._permanent_errors = permanent_errors
+        self._working = 0
+        self._done: anyio.Event | None = None
+        self._attempts: set[anyio.CancelScope] = set()
+
+    def do(self, work: Work) -> None:
+        """Do what a move of the books made necessary. Never waits."""
+        core = self.core
+        for ticket in work.woken:
+            if ticket.seat is not None:
+                self.wake(ticket.seat)
+        for slot, reason in work.closing:
+            self.start(self._close, slot, reason)
+        for _ in range(work.connects):
+            self.start(self._connect)
+        if self.config.debug:
+            core.check()
+        if core.closing and not core.leased and not core.reserved:
+            self.on_rest()
+        if core.failures:
+            self.poke()
+
+    # --- tasks ---
+
+    def start(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Do one thing in the background."""
+        if self.group is not None:
+            self._working += 1
+            self.group.start_soon(self._run, function, *args)
+
+    async def _run(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        try:
+            await function(*args)
+        except Exception as error:  # noqa: BLE001 - a bug of ours, or books that do not add up: never the end of the host
+            self.note_bug(error)
+        finally:
+            self._working -= 1
+            if self._working == 0 and self._done is not None:
+                self._done.set()
+
+    async def wait_until_done(self) -> None:
+        """Wait until nothing is under way."""
+        while self._working:
+            self._done = anyio.Event()
+            await self._done.wait()
+
+    def note_bug(self, error: BaseException) -> None:
+        """Tell what should not have happened; the pool goes on."""
+        if PoolFailed.sinks:
+            emit(PoolFailed(self.name, self.now(), error_type=type_name(error)))
+
+    # --- opening ---
+
+    async def _connect(self) -> None:
+        """Open one connection, for whoever is first when it is there."""
+        core, began = self.core, self.now()
+        error: BaseException | None = None
+        connection: Any = None
+        try:
+            with anyio.fail_after(self.config.connect_timeout):
+                connection = await self._attempt()
+            if not core.closing:
+                error = self._unusable(connection)
+        except Exception as raised:  # noqa: BLE001 - the user's function may raise anything; it is told, and tried again
+            error = raised
+        except BaseException:
+            core.connect_cancelled()
+            raise
+        now = self.now()
+        if core.closing and connection is None:
+            core.connect_cancelled()
+        elif error is not None:
+            self._connect_failed(error, now)
+        else:
+            self.last_error = None
+            self.opened += 1
+            slot, work = core.opened(connection, now, now - began)
+            if ConnectionOpened.sinks:
+                emit(ConnectionOpened(self.name, now, id=slot.id, duration=now - began))
+            self.do(work)
+            self.on_opened()
+
+    async def _attempt(self) -> Any:
+        with anyio.CancelScope() as scope:
+            self._attempts.add(scope)
+            try:
+                if self.breaker is None:
+                    return await self.connect()
+                async with self.breaker.guard():
+                    return await self.connect()
+            finally:
+                self._attempts.discard(scope)
+        return None  # given up: the pool closes
+
+    def cancel_attempts(self) -> None:
+        """Give up what is being opened: the pool closes."""
+        for scope in list(self._attempts):
+            scope.cancel()
+
+    def _unusable(self, connection: object) -> BaseException | None:
+        if connection is None:
+            return ConfigurationError(f"connect of pool {self.name!r} must return a connection, got None")
+        if any(slot.connection is connection for slot in self.core.slots.values()):
+            return ConfigurationError(f"connect of pool {self.name!r} must return a new connection each time")
+        return None
+
+    def _connect_failed(self, error: BaseException, now: float) -> None:
+        core = self.core
+        if isinstance(error, CircuitOpenError):
+            self.do(core.connect_refused(now, error, error.retry_after or self.config.reconnect_cap))
+            return
+        _forget_locals(error)
+        self.last_error = error
+        self.connect_failures += 1
+        permanent = isinstance(error, ConfigurationError) or self._is_permanent(error)
+        work = core.connect_failed(now, error, permanent=permanent)
+        if ConnectFailed.sinks:
+            wait = max(0.0, core.next_attempt_at - now)
+            emit(ConnectFailed(self.name, now, error_type=type_name(error), attempt=core.failures, next_in=wait))
+        self.do(work)
+
+    def _is_permanent(self, error: BaseException) -> bool:
+        permanent: Any = self._permanent_errors
+        if is_exception_types(permanent):
+            return isinstance(error, permanent)
+        try:
+            return bool(permanent(error))
+        except Exception:  # noqa: BLE001 - the user's function may raise anything; trying again is the safe answer
+            return False
+
+    # --- checking ---
+
+    async def is_alive(self, slot: Slot, left: float) -> bool:
+        """Tell whether a leased connection is alive; if not, it is gone.
+
+        A check that is cut off, by cancellation or because the caller has only `left` seconds, proves nothing, and
+        leaves the connection in nobody knows what state: it is closed, and no other one is suspect.
+        """
+        core, limit = self.core, self.config.check_timeout
+        began = self.now()
+        try:
+            failed = await self._ask(slot, min(limit, max(0.0, left)))
+        except BaseException:
+            self.do(core.discard(slot, "cancelled", self.now()))
+            raise
+        now = self.now()
+        if slot.place is GONE:  # closed under us
+            return False
+        if failed is None:
+            slot.alive_at = now
+            return True
+        if left < limit and isinstance(failed, TimeoutError) and now >= began + left:
+            self.do(core.discard(slot, "cancelled", now))
+        else:
+            self._check_failed(slot, failed, now)
+        return False
+
+    async def check_idle(self, slot: Slot) -> bool:
+        """Check an idle connection, which is out of service meanwhile; if it is broken it is gone."""
+        core = self.core
+        if slot.place is not IDLE:
+            return True
+        core.reserve_idle(slot)
+        try:
+            failed = await self._ask(slot, self.config.check_timeout)
+        except BaseException:
+            self.do(core.discard(slot, "cancelled", self.now()))
+            raise
+        now = self.now()
+        if failed is None:
+            self.do(core.give_back(slot, now))
+            return True
+        if slot.place is not GONE:
+            self._check_failed(slot, failed, now)
+        return False
+
+    async def _ask(self, slot: Slot, seconds: float) -> BaseException | None:
+        if self.check is None:
+            return None
+        try:
+            with anyio.fail_after(seconds):
+                answer = self.check(slot.connection)
+                if isawaitable(answer):
+                    answer = await answer
+        except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the connection is broken
+            return error
+        return ConnectionError("the check returned False") if answer is False else None
+
+    def _check_failed(self, slot: Slot, error: BaseException, now: float) -> None:
+        self.check_failures += 1
+        if CheckFailed.sinks:
+            emit(CheckFailed(self.name, now, id=slot.id, error_type=type_name(error)))
+        self.do(self.core.check_failed(slot, now))
+
+    # --- resetting ---
+
+    def make_as_new(self, slot: Slot, now: float, *, failed: bool) -> None:
+        """Reset a connection that came back, `failed` if its borrower did; in the background if that takes time."""
+        core = self.core
+        core.reserve(slot, now)
+        try:
+            result = None if self.reset is None else self.reset(slot.connection)
+        except Exception as error:  # noqa: BLE001 - the user's function may raise anything; the connection is closed
+            self._reset_failed(slot, error)
+            return
+        except BaseException:
+            self.do(core.discard(slot, "cancelled", now))
+            raise
+        if isawaitable(result):
+            self.start(self._reset, slot, result, failed)
+        else:
+            self.do(core.give_back(slot, now, alive=not failed))
+
+    async def _reset(self, slot: Slot, result: Awaitable[object], failed: bool) -> None:  # noqa: FBT001 - of a task
+        core = self.core
+        try:
+            with anyio.fail_after(self.config.reset_timeout):
+                await result
+        except Exception as error:  # noqa: BLE001 - as above
+            self._reset_failed(slot, error)
+        except BaseException:
+            self.do(core.discard(slot, "cancelled", self.now()))
+            raise
+        else:
+            self.do(core.give_back(slot, self.now(), alive=not failed))
+
+    def _reset_failed(self, slot: Slot, error: BaseException) -> None:
+        now = self.now()
+        self.reset_failures += 1
+        if ResetFailed.sinks:
+            emit(ResetFailed(self.name, now, id=slot.id, error_type=type_name(error)))
+        self.do(self.core.discard(slot, "reset_failed", now))
+
+    # --- closing ---
+
+    async def _close(self, slot: Slot, reason: str) -> None:
+        """Close a connection that is in the books no longer."""
+        self.closed += 1
+        if ConnectionClosed.sinks:
+            now = self.now()
+            emit(ConnectionClosed(self.name, now, id=slot.id, reason=reason, age=now - slot.opened_at, uses=slot.uses))
+        if self.close is None:
+            return
+        with suppress(Exception), anyio.CancelScope(shield=True), anyio.fail_after(self.config.close_timeout):
+            result = self.close(slot.connection)
+            if isawaitable(result):
+                await result
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Empty the frames of an error that is kept until all is well again: they know passwords, and hold sockets."""
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and one not in seen:
+            seen.append(one)
+            clear_frames(one.__traceback__)
+            left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+
+
+def _nothing(*_: object) -> None:
+    """Stand for what is not there yet."""

@@ -1,0 +1,57 @@
+"""What a pool tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """A pool at one moment. Connections and callers now; the rest since it was made.
+
+    Attributes:
+        size: connections that the pool has: idle + leased + reserved.
+        idle, leased, reserved: free; borrowed; being checked or reset.
+        connecting: attempts to connect under way.
+        waiting: callers who wait.
+        min_size, max_size: the bounds.
+        acquired, timed_out, rejected: callers who got a connection, who waited in vain, who were refused at once.
+        opened, closed: connections.
+        connect_failures, check_failures, reset_failures: what went wrong.
+        waited_seconds, used_seconds: total of all waits and of all borrowings that ended.
+    """
+
+    size: int
+    idle: int
+    leased: int
+    reserved: int
+    connecting: int
+    waiting: int
+    min_size: int
+    max_size: int
+    acquired: int
+    timed_out: int
+    rejected: int
+    opened: int
+    closed: int
+    connect_failures: int
+    check_failures: int
+    reset_failures: int
+    waited_seconds: float
+    used_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolHealth:
+    """How a pool is.
+
+    Attributes:
+        status: "up"; "degraded": there are connections, but no new ones can be opened; "down": there are none either.
+        cause: the type of the last connect error while it is not up, else None.
+        since: seconds since connecting began to fail, else 0.
+    """
+
+    status: Literal["up", "degraded", "down"]
+    cause: str | None
+    since: float
