@@ -55,7 +55,7 @@ class Slot:
         id: number of the connection in its pool, from 1.
         connection: what the driver gave.
         place: where it is.
-        opened_at, retire_at: when it was opened, and when it goes.
+        opened_at, retire_at: when it was opened, and when it goes; -inf: as soon as it comes back.
         idle_since: when it last came back; a check does not change it.
         alive_at: when it was last known to be alive; -inf: it may well be broken.
         uses: borrowings so far.
@@ -108,10 +108,9 @@ class PoolCore:
     """The books. Methods that take `now` are given the pool's clock; those that give work are given all that it needs.
 
     Attributes:
-        crowded: whether those that come back need more than to be put back: the pool closes, has more than its bounds
-            allow, or keeps headroom.
+        special: whether those that come back need more than to be put back: the pool closes, has more than its bounds
+            allow, keeps headroom or counts uses.
         ordinary: connections lent to callers who may not use the headroom.
-        suspect_before: connections that were last known to be alive before this moment are suspect.
         failures: attempts to connect that failed since the last one that did not.
         failing_since: when the first of them did.
         next_attempt_at: before that none is made.
@@ -119,6 +118,7 @@ class PoolCore:
         quickest: the shortest lately; forgotten slowly.
         connect_time: running mean of what opening one takes, in seconds, 0 if none was opened yet.
         floor: connections that are to be there although nobody asks for them: those of `warm`, and prewarmed ones.
+        lent: how often connections were lent that are gone.
         peak: most that were wanted at a time since the shell last set it to 0.
     """
 
@@ -134,8 +134,7 @@ class PoolCore:
         self.ordinary = 0
         self.waiters = Waiters()
         self.closing = False
-        self.crowded = config.headroom > 0
-        self.suspect_before = -inf
+        self.special = False
         self.failures = 0
         self.failing_since = inf
         self.next_attempt_at = -inf
@@ -145,14 +144,18 @@ class PoolCore:
         self.connect_time = 0.0
         self.floor = 0
         self.peak = 0
+        self.lent = 0
         self.lifo = config.reuse == "lifo"
         self.fresh_for = inf if config.check_after_idle is None else config.check_after_idle
         self.most_uses = inf if config.max_uses is None else config.max_uses
+        self._always_special = config.headroom > 0 or config.max_uses is not None
         self._jitter = jitter
         self._next_id = 1
         self._expiring = 0
         self._bound = config.max_size
         """What size + connecting may be: more than `max_size` after it was lowered, until what is too much is gone."""
+
+        self._note_special()
 
     @property
     def size(self) -> int:
@@ -160,26 +163,6 @@ class PoolCore:
         return len(self.slots)
 
     # --- lending ---
-
-    def take_plain(self, now: float) -> Slot | None:
-        """Lend an idle connection that needs nothing to a newcomer who wants nothing special: `take` in short."""
-        idle = self.idle
-        if not idle or self.waiters.live:
-            return None
-        slot = idle[-1] if self.lifo else idle[0]
-        alive_at = slot.alive_at
-        if now >= slot.retire_at or now - alive_at >= self.fresh_for or alive_at < self.suspect_before:
-            return None
-        if self.lifo:
-            idle.pop()
-        else:
-            idle.popleft()
-        slot.place = LEASED
-        slot.asked_at = slot.leased_at = now
-        slot.uses += 1
-        self.leased = leased = self.leased + 1
-        self.peak = max(self.peak, leased)
-        return slot
 
     def take(self, now: float, priority: int = 0, avoid: Slot | None = None) -> Slot | None:
         """Lend an idle connection to a newcomer; never past one who waits. It may still need a check."""
@@ -212,7 +195,7 @@ class PoolCore:
 
     def needs_check(self, slot: Slot, now: float) -> bool:
         """Tell whether `slot` must prove that it is alive before it is lent."""
-        return slot.alive_at < self.suspect_before or now - slot.alive_at >= self.fresh_for
+        return now - slot.alive_at >= self.fresh_for
 
     def wait(self, ticket: Ticket, now: float, *, first: bool = False) -> Work:
         """Let a caller wait, and see whether that needs another connection.
@@ -260,37 +243,18 @@ class PoolCore:
         slot.place = RESERVED
         self.reserved += 1
 
-    def shelve(self, slot: Slot, now: float) -> bool:
-        """Take back a lent connection that worked, if nobody waits and nothing speaks against it: `give_back` in short.
-
-        Returns:
-            Whether it was taken back.
-        """
-        if self.waiters.live or self.crowded or slot.doomed or now >= slot.retire_at or slot.uses >= self.most_uses:
-            return False
-        if slot.uses < 8 or not slot.uses & 7:  # later a sample will do: it changes slowly
-            self.note_hold(now - slot.leased_at)
-        slot.idle_since = slot.alive_at = now
-        slot.place = IDLE
-        self.leased -= 1
-        self.idle.append(slot)
-        return True
-
     def hand_over(self, slot: Slot, now: float) -> Ticket | None:
-        """Lend a connection that worked to the next who waits, if nothing speaks against it: `give_back` in short.
+        """Lend a connection that worked, and may be lent again, to the next who waits; None if that is not so simple.
 
         It needs no plan: whatever was worth opening before is worth it no more now.
         """
-        if self.crowded or slot.doomed or now >= slot.retire_at or slot.uses >= self.most_uses:
-            return None
         ticket = self.waiters.take_first(slot)
-        if ticket is None:
-            return None
-        if slot.uses < 8 or not slot.uses & 7:
-            self.note_hold(now - slot.leased_at)
-        slot.idle_since = slot.alive_at = slot.leased_at = now
-        slot.uses += 1
-        ticket.slot = slot
+        if ticket is not None:
+            if slot.uses < 8 or not slot.uses & 7:  # later a sample will do: it changes slowly
+                self.note_hold(now - slot.leased_at)
+            slot.idle_since = slot.alive_at = slot.leased_at = now
+            slot.uses += 1
+            ticket.slot = slot
         return ticket
 
     def give_back(self, slot: Slot, now: float, *, alive: bool = True) -> Work:
@@ -385,6 +349,11 @@ class PoolCore:
             return "max_uses"
         return "resized" if self.size > self.max_size else ""
 
+    def doom(self, slot: Slot, reason: str) -> None:
+        """Have a connection closed when it comes back."""
+        slot.doomed = slot.doomed or reason
+        slot.retire_at = -inf
+
     def discard(self, slot: Slot, reason: str, now: float) -> Work:
         """Let a connection go, wherever it is; if callers wait, another one is opened in the same step."""
         work = Work()
@@ -397,16 +366,18 @@ class PoolCore:
     def _drop(self, slot: Slot, reason: str, work: Work) -> None:
         slot.place = GONE
         self._expiring -= slot.expiring
+        self.lent += slot.uses
         del self.slots[slot.id]
-        self._note_crowd()
+        self._note_special()
         work.closing.append((slot, reason))
 
-    def _note_crowd(self) -> None:
-        self.crowded = self.closing or self.size > self.max_size or self.config.headroom > 0
+    def _note_special(self) -> None:
+        self.special = self.closing or self.size > self.max_size or self._always_special
 
     def check_failed(self, slot: Slot, now: float) -> Work:
-        """Let a broken connection go, and suspect all others that were not seen alive since."""
-        self.suspect_before = now
+        """Let a broken connection go, and suspect all others until they are seen alive again."""
+        for other in self.slots.values():
+            other.alive_at = -inf
         return self.discard(slot, "check_failed", now)
 
     # --- connecting ---
@@ -472,7 +443,7 @@ class PoolCore:
         slot = Slot(self._next_id, connection, now, retire_at)
         self._next_id += 1
         self.slots[slot.id] = slot
-        self._note_crowd()
+        self._note_special()
         work = Work()
         self._place(slot, now, work, fresh=True)
         if self.size >= self.floor:
@@ -551,7 +522,7 @@ class PoolCore:
         while self.idle:
             self._drop(self.idle.popleft(), "drained", work)
         for slot in self.slots.values():
-            slot.doomed = slot.doomed or "drained"
+            self.doom(slot, "drained")
         return self.plan(work, now)
 
     def resize(self, min_size: int, max_size: int, now: float) -> Work:
@@ -562,7 +533,7 @@ class PoolCore:
         work = Work()
         while self.size > max_size and self.idle:
             self._drop(self.idle.popleft(), "resized", work)
-        self._note_crowd()
+        self._note_special()
         return self.plan(work, now)
 
     def warm(self, connections: int, now: float) -> Work:
@@ -573,7 +544,7 @@ class PoolCore:
     def close(self, error: Callable[[], BaseException]) -> Work:
         """Let idle connections and all who wait go; lent ones are closed when they come back."""
         work = Work()
-        self.closing = self.crowded = True
+        self.closing = self.special = True
         while self.idle:
             self._drop(self.idle.popleft(), "closed", work)
         for ticket in list(self.waiters):
@@ -597,8 +568,7 @@ class PoolCore:
             != sum(slot.expiring for slot in self.slots.values()),
             "a connection that is gone is still listed": GONE in places,
             "there are more than fit": total > self._bound,
-            "it is not known that there are more than fit": self.crowded
-            != (self.closing or self.size > self.max_size or self.config.headroom > 0),
+            "it is not known that there are more than fit": self.special < (self.closing or self.size > self.max_size),
             "a count is negative": min(self.connecting, self.leased, self.reserved, self.waiters.live) < 0,
             "the count of those who wait is wrong": self.waiters.live != sum(1 for _ in self.waiters),
             "somebody waits while something is free": any(self._next_for(slot) for slot in self.idle),

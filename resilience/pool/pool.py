@@ -257,7 +257,7 @@ class ConnectionPool(Generic[C]):
         """
         for slot in self._core.slots.values():
             if slot.connection is connection and slot.place is LEASED:
-                slot.doomed = DISCARDED
+                self._core.doom(slot, DISCARDED)
                 return
         raise PoolUsageError(f"pool {self.name!r} has not lent this connection")
 
@@ -370,7 +370,7 @@ class ConnectionPool(Generic[C]):
 
     def advice(self) -> Advice:
         """Say what the latest borrowings mean for the pool's size; `str()` of it is for people."""
-        return advise(tuple(self._lender.usage.uses), self._core.max_size, self._keeper.outlook())
+        return advise(self._lender.usage.uses, self._core.max_size, self._keeper.outlook())
 
 
 def _wish(patience: float, priority: int, avoid: Lease[Any] | None) -> Wish:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from math import ceil
+from math import ceil, inf
 from typing import Final, TypeAlias
 
 from resilience.forecast import Forecast, forecast
@@ -22,8 +22,13 @@ __all__ = ["Advice", "PeakMemory", "UsageRecord", "advise", "replay"]
 Use: TypeAlias = tuple[float, float, float]
 """One borrowing: when the caller asked, got its connection, and gave it back."""
 
-MOST_USES: Final = 2_048
-"""Latest borrowings that are kept and replayed: a replay takes a millisecond, and advice some ten of them."""
+EPISODE: Final = 512
+"""Borrowings, one after the other, that are kept together: what is left out between two cannot be replayed."""
+EPISODES: Final = 4
+"""That are kept: a replay of all takes a millisecond, and advice some ten of them."""
+EVERY: Final = 10.0
+"""Seconds from the beginning of an episode to the next at least: a busy pool has one in the blink of an eye, and to
+keep all of them would cost each borrowing a twelfth of its time."""
 EVIDENCE: Final = 100
 """Borrowings without which no size is recommended."""
 ENOUGH: Final = 0.9
@@ -110,12 +115,38 @@ class Advice:
 
 
 class UsageRecord:
-    """The latest borrowings, as many as fit."""
+    """The latest borrowings, in episodes, as many as fit.
 
-    def __init__(self, most: int = MOST_USES) -> None:
-        self.uses: deque[Use] = deque(maxlen=most)
-        self.note: Callable[[Use], None] = self.uses.append
-        """Keep one. The list's own method: this is called with each release."""
+    Attributes:
+        opens_at: borrowings that end before this moment are not to be noted.
+    """
+
+    def __init__(self) -> None:
+        self.opens_at = -inf
+        self._episodes: deque[list[Use]] = deque(maxlen=EPISODES)
+        self._began = -inf
+
+    def note(self, asked: float, lent: float, returned: float) -> None:
+        """Keep one."""
+        if not self._episodes or len(self._episodes[-1]) >= EPISODE:
+            self._episodes.append([])
+            self._began = returned
+        latest = self._episodes[-1]
+        latest.append((asked, lent, returned))
+        if len(latest) >= EPISODE:
+            self.opens_at = self._began + EVERY
+
+    @property
+    def uses(self) -> list[Use]:
+        """The borrowings, as if each episode had begun when the one before had ended."""
+        full = [one for one in self._episodes if len(one) >= EPISODE]  # the one under way may be of a moment
+        joined: list[Use] = []
+        ended = 0.0
+        for episode in full or self._episodes:
+            shift = ended - min(asked for asked, _, _ in episode)
+            joined += [(asked + shift, lent + shift, returned + shift) for asked, lent, returned in episode]
+            ended = max(returned for _, _, returned in episode) + shift
+        return joined
 
 
 def replay(uses: Sequence[Use], size: int) -> Replayed:

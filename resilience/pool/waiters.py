@@ -53,16 +53,20 @@ class Waiters:
 
     One who leaves is only marked, and skipped when its turn comes: ten thousand cancelled callers cost no more each
     than one. The first of each priority lives.
+
+    Attributes:
+        live: how many wait.
+        order: the priorities of those who wait, the highest first; empty if nobody does.
     """
 
     def __init__(self) -> None:
         self.live = 0
+        self.order: list[int] = []
         self._queues: dict[int, deque[Ticket]] = {}
-        self._order: list[int] = []
         self._gone = 0
 
     def __iter__(self) -> Iterator[Ticket]:
-        for priority in self._order:
+        for priority in self.order:
             yield from (ticket for ticket in self._queues[priority] if ticket.live)
 
     def add(self, ticket: Ticket, *, first: bool = False) -> None:
@@ -70,7 +74,7 @@ class Waiters:
         queue = self._queues.get(ticket.priority)
         if queue is None:
             queue = self._queues[ticket.priority] = deque()
-            self._order = sorted(self._queues, reverse=True)
+            self.order[:] = sorted(self._queues, reverse=True)
         if first:
             queue.appendleft(ticket)
         else:
@@ -104,13 +108,13 @@ class Waiters:
             self._gone -= 1
         if not queue:
             del self._queues[priority]
-            self._order.remove(priority)
+            self.order.remove(priority)
 
     def take_first(self, slot: Slot) -> Ticket | None:
         """Take out the next caller, if all are of one priority and that one takes `slot`: what is quick to see."""
-        if len(self._order) != 1:
+        if len(self.order) != 1:
             return None
-        priority = self._order[0]
+        priority = self.order[0]
         queue = self._queues[priority]
         ticket = queue[0]
         if ticket.avoid is slot:
