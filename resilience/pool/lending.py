@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from math import inf
-from threading import get_ident
 from typing import Any, Final
 
 import anyio
@@ -22,7 +22,7 @@ from resilience.errors import (
 from resilience.events import AcquireTimedOut, PoolExhausted, PoolRecovered, emit
 
 from .config import PoolConfig
-from .core import DISCARDED, GONE, IDLE, LEASED, PoolCore, Slot
+from .core import DISCARDED, GONE, LEASED, PoolCore, Slot
 from .engine import Engine
 from .home import Home, told
 from .keeper import Keeper
@@ -45,6 +45,11 @@ class Lender:
         usage: the latest borrowings.
         timed_out, rejected: callers.
         waited, used: seconds.
+        thread, current_task: of the run that it lends to.
+        plain: what callers may ask for who are served in the short way; see `Acquire`.
+        pop, unpop: take out the idle connection that is lent next, and put it back.
+        resets: whether connections that come back are reset.
+        notes_at: borrowings that end before this moment need not be noted.
     """
 
     def __init__(self, engine: Engine, keeper: Keeper) -> None:
@@ -59,26 +64,29 @@ class Lender:
         self._engine = engine
         self._keeper = keeper
         self._home: Home | None = None
-        self._thread = 0
-        self._current_task: Any = _nobody
         self._forked = False
         self._exhausted_at: float | None = None
         self._most_waiting = inf if self.config.max_waiting is None else self.config.max_waiting
+        self.thread = 0
+        self.current_task: Callable[[], Any] = _nobody
         # Neither headroom nor prewarming is for those who are served in the short way: it does not count who gets what.
-        self._plain = None if self.config.headroom or self.config.prewarm is not None else self.usual
-        self._resets = engine.reset is not None
-        self._debug = self.config.debug
-        self._watches_leaks = self.config.leak_after is not None
+        self.plain = None if self.config.headroom or self.config.prewarm is not None else self.usual
+        lifo = self.core.lifo
+        self.pop = self.core.idle.pop if lifo else self.core.idle.popleft
+        self.unpop = self.core.idle.append if lifo else self.core.idle.appendleft
+        self.resets = engine.reset is not None
+        self.debug = self.config.debug
+        self.notes_at = -inf
 
     # --- whether it can be used at all ---
 
     def open(self, home: Home) -> None:
         """Begin to lend, to the tasks of one run."""
-        self._home, self._thread, self._current_task = home, home.thread, home.current_task
+        self._home, self.thread, self.current_task = home, home.thread, home.current_task
 
     def end(self) -> None:
         """Lend no more."""
-        self._current_task = _nobody
+        self.current_task = _nobody
 
     def refuse_after_fork(self) -> None:
         """Lend no more in a forked child: the connections are the parent's."""
@@ -102,55 +110,6 @@ class Lender:
 
     # --- lending ---
 
-    # The short way out and the short way back serve most callers: an idle connection that needs nothing, and nobody
-    # waits. They do what `core.take` and `core.give_back` do, written out, because two calls less are a tenth of it all.
-
-    def take_now(self, request: Acquire[Any]) -> Slot | None:
-        """Lend at once what can be lent at once."""
-        request.owner = task = self._current_task()
-        if task is None or get_ident() != self._thread:  # of a pool that cannot be used there is none
-            self.check_usable()
-        core = self.core
-        idle = core.idle
-        if not idle or core.waiters.order or request.wish is not self._plain:
-            return None
-        now = self.now()
-        slot = idle[-1] if core.lifo else idle[0]
-        if now >= slot.retire_at or now - slot.alive_at >= core.fresh_for:
-            return None
-        if core.lifo:
-            idle.pop()
-        else:
-            idle.popleft()
-        core.leased += 1
-        slot.place = LEASED
-        slot.asked_at = slot.leased_at = now
-        slot.uses += 1
-        slot.borrower = request
-        return slot
-
-    def _put_back(self, slot: Slot, now: float) -> bool:
-        """Take back at once what can be taken back at once, and tell whether it could."""
-        core = self.core
-        if core.special or now >= slot.retire_at:
-            return False
-        if core.waiters.order:
-            ticket = core.hand_over(slot, now)
-            if ticket is None:
-                return False
-            if ticket.seat is not None:
-                self._engine.wake(ticket.seat)
-        else:
-            if slot.uses < 8 or not slot.uses & 7:  # later a sample will do: it changes slowly
-                core.note_hold(now - slot.leased_at)
-            slot.idle_since = slot.alive_at = now
-            slot.place = IDLE
-            core.leased -= 1
-            core.idle.append(slot)
-        if self._debug:
-            core.check()
-        return True
-
     def try_lease(self, site: Any) -> Lease[Any] | None:
         """Lend an idle connection that needs no check, if there is one."""
         self.check_usable()
@@ -167,13 +126,14 @@ class Lender:
 
     async def lend(self, request: Acquire[Any]) -> Lease[Any]:
         """Lend as a lease."""
-        slot = self.take_now(request) or await self.wait(request)
+        slot = await self.wait(request)
         lease: Lease[Any] = Lease(self, slot, request.site)
         slot.borrower = lease
         return lease
 
     async def wait(self, request: Acquire[Any]) -> Slot:
         """Get a connection that can be lent, however long that takes within the caller's patience."""
+        self.check_usable()
         core, engine = self.core, self._engine
         patience, priority, avoid = request.wish
         began = now = self.now()
@@ -313,21 +273,35 @@ class Lender:
         now = self.now()
         slot.borrower = None
         self.used += now - slot.leased_at
-        if now >= self.usage.opens_at:
-            self.usage.note(slot.asked_at, slot.leased_at, now)
-        if self._watches_leaks:
-            self._keeper.lease_ended(slot, now, lease.site)
-        if slot.place is LEASED and (error is not None or self._resets or not self._put_back(slot, now)):
-            self._take_back(slot, now, failed=error is not None)
+        if now >= self.notes_at:
+            self.note(lease, slot, now)
+        self.find_place(slot, now, failed=error is not None)
 
-    def _take_back(self, slot: Slot, now: float, *, failed: bool) -> None:
+    def find_place(self, slot: Slot, now: float, *, failed: bool) -> None:
+        """Lend a connection that came back to the next caller, or reset it, or keep it, or close it."""
         core, engine = self.core, self._engine
+        if slot.place is not LEASED:
+            return  # closed under its borrower
         if slot.doomed == DISCARDED:
             engine.do(core.discard(slot, DISCARDED, now))
-        elif self._resets and not core.reason_to_close(slot, now):
+        elif self.resets and not core.reason_to_close(slot, now):
             engine.make_as_new(slot, now, failed=failed)
-        else:
+        elif failed or core.special or now >= slot.retire_at or (ticket := core.hand_over(slot, now)) is None:
             engine.do(core.give_back(slot, now, alive=not failed))
+        else:
+            if ticket.seat is not None:
+                engine.wake(ticket.seat)
+            if self.debug:
+                core.check()
+
+    def note(self, lease: Lease[Any] | Acquire[Any], slot: Slot, now: float) -> None:
+        """Remember a borrowing that ends."""
+        if now >= self.usage.opens_at:
+            self.usage.note(slot.asked_at, slot.leased_at, now)
+        if self.config.leak_after is not None:
+            self._keeper.lease_ended(slot, now, lease.site)
+        else:
+            self.notes_at = self.usage.opens_at
 
     def take_back_broken(self, lease: Lease[Any], slot: Slot) -> None:
         """Take a connection back that its borrower calls broken."""
