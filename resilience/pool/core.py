@@ -244,15 +244,13 @@ class PoolCore:
         self.reserved += 1
 
     def hand_over(self, slot: Slot, now: float) -> Ticket | None:
-        """Lend a connection that worked, and may be lent again, to the next who waits; None if that is not so simple.
+        """Lend a connection that may be lent again to the next who waits; None if that is not so simple.
 
         It needs no plan: whatever was worth opening before is worth it no more now.
         """
         ticket = self.waiters.take_first(slot)
         if ticket is not None:
-            if slot.uses < 8 or not slot.uses & 7:  # later a sample will do: it changes slowly
-                self.note_hold(now - slot.leased_at)
-            slot.idle_since = slot.alive_at = slot.leased_at = now
+            slot.leased_at = now
             slot.uses += 1
             ticket.slot = slot
         return ticket
@@ -480,6 +478,12 @@ class PoolCore:
         self.connecting -= 1
         self.failures += 1
         self.failing_since = min(self.failing_since, now)
+
+    def refuse(self, ticket: Ticket, error: BaseException) -> Work:
+        """Let a caller wait no longer, and tell it why."""
+        work = Work()
+        self._refuse(ticket, error, work)
+        return work
 
     def _refuse(self, ticket: Ticket, error: BaseException, work: Work) -> None:
         self.waiters.leave(ticket)

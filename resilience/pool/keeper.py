@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
-from resilience.errors import type_name
+from resilience.errors import PoolDeadlockError, type_name
 from resilience.events import LeakReturned, LeakSuspected, PrewarmPredicted, ReconnectFailed, emit
 from resilience.forecast import Forecast
 
@@ -17,6 +17,8 @@ from .home import Site, place_of, told
 from .sizing import PeakMemory
 from .waiters import Deadlines, Ticket
 
+LOOKS_EVERY: Final = 0.1
+"""Seconds between two looks for a deadlock while callers wait."""
 PAUSE: Final = 1.0
 """Seconds after a bug before the keeper goes on: books that do not add up must not keep a processor busy."""
 
@@ -38,6 +40,7 @@ class Keeper:
         self._told_outage = False
         self._deadlines = Deadlines()
         self._sleeps_until = -inf
+        self._sees_waiters = False
         self._leaks: set[int] = set()
         prewarm = engine.config.prewarm
         self._peaks = None if prewarm is None else PeakMemory(engine.now(), prewarm)
@@ -63,6 +66,7 @@ class Keeper:
         engine = self._engine
         now = engine.now()
         self._let_go(now)
+        self._end_deadlock(now)
         engine.do(self._core.due(now))
         self._turn_peaks(now)
         # Only now: what it does itself pokes it too, and would wake it for ever.
@@ -83,12 +87,15 @@ class Keeper:
 
     def watch(self, ticket: Ticket) -> None:
         """Let `ticket` go when its time is over: one task for all who wait, in place of a timer for each."""
-        core = self._core
-        self._deadlines.add(ticket, core.waiters.live)
-        due = ticket.deadline
-        if len(core.slots) + core.connecting < core.max_size:
-            due = min(due, core.impatient_at())
-        if due < self._sleeps_until:
+        if ticket.deadline < inf:
+            self._deadlines.add(ticket, self._core.waiters.live)
+        if ticket.deadline < self._sleeps_until or not self._sees_waiters:
+            self._sees_waiters = True
+            self.poke()
+
+    def expect(self, moment: float) -> None:
+        """Look what is due at `moment` at the latest."""
+        if moment < self._sleeps_until:
             self.poke()
 
     def _let_go(self, now: float) -> None:
@@ -96,6 +103,28 @@ class Keeper:
             self._core.waiters.leave(ticket)
             if ticket.seat is not None:
                 self._engine.wake(ticket.seat)
+
+    def _end_deadlock(self, now: float) -> None:
+        """Let the youngest of tasks go that all hold a connection, and all wait for another one.
+
+        Looked for now and then, while callers wait, and not when one comes: that would cost each a look at all leases.
+        """
+        core = self._core
+        self._sees_waiters = core.waiters.live > 0
+        if not self._sees_waiters or core.leased < core.max_size or core.connecting or core.reserved:
+            return
+        holders: dict[int, Any] = {}
+        for slot in core.slots.values():
+            lease = slot.borrower
+            if lease is None or lease.owner is None or now - slot.leased_at < LOOKS_EVERY:
+                return  # somebody gets on, or nobody can tell
+            holders[id(lease.owner)] = lease
+        stuck = {id(ticket.request.owner): ticket for ticket in core.waiters if id(ticket.request.owner) in holders}
+        if len(stuck) == len(holders):
+            ticket = max(stuck.values(), key=lambda one: one.since)
+            held = holders[id(ticket.request.owner)]
+            error = PoolDeadlockError(self._engine.name, held_at=told(held.site), waiting_at=told(ticket.request.site))
+            self._engine.do(core.refuse(ticket, error))
 
     # --- one by one ---
 
@@ -181,6 +210,8 @@ class Keeper:
             moments += [core.next_attempt_at, core.failing_since + config.reconnect_give_up]
         if self._peaks is not None:
             moments.append(self._peaks.ends_at)
+        if self._sees_waiters:
+            moments.append(now + LOOKS_EVERY)
         moments.append(core.impatient_at())
         return min((moment for moment in moments if moment > now), default=inf)
 

@@ -13,7 +13,6 @@ from resilience.clock import Clock
 from resilience.errors import (
     CircuitOpenError,
     PoolClosedError,
-    PoolDeadlockError,
     PoolFullError,
     PoolTimeoutError,
     PoolUsageError,
@@ -22,7 +21,7 @@ from resilience.errors import (
 from resilience.events import AcquireTimedOut, PoolExhausted, PoolRecovered, emit
 
 from .config import PoolConfig
-from .core import DISCARDED, GONE, LEASED, PoolCore, Slot
+from .core import DISCARDED, LEASED, PoolCore, Slot
 from .engine import Engine
 from .home import Home, told
 from .keeper import Keeper
@@ -45,7 +44,7 @@ class Lender:
         usage: the latest borrowings.
         timed_out, rejected: callers.
         waited, used: seconds.
-        thread, current_task: of the run that it lends to.
+        thread, current_task, seat, wake: of the run that it lends to.
         plain: what callers may ask for who are served in the short way; see `Acquire`.
         pop, unpop: take out the idle connection that is lent next, and put it back.
         resets: whether connections that come back are reset.
@@ -68,6 +67,8 @@ class Lender:
         self._exhausted_at: float | None = None
         self._most_waiting = inf if self.config.max_waiting is None else self.config.max_waiting
         self.thread = 0
+        self.seat: Callable[[], Any] = _nobody
+        self.wake: Callable[[Any], object] = _nobody
         self.current_task: Callable[[], Any] = _nobody
         # Neither headroom nor prewarming is for those who are served in the short way: it does not count who gets what.
         self.plain = None if self.config.headroom or self.config.prewarm is not None else self.usual
@@ -83,6 +84,7 @@ class Lender:
     def open(self, home: Home) -> None:
         """Begin to lend, to the tasks of one run."""
         self._home, self.thread, self.current_task = home, home.thread, home.current_task
+        self.seat, self.wake = home.seat, home.wake
 
     def end(self) -> None:
         """Lend no more."""
@@ -126,6 +128,8 @@ class Lender:
 
     async def lend(self, request: Acquire[Any]) -> Lease[Any]:
         """Lend as a lease."""
+        self.check_usable()
+        request.owner = None
         slot = await self.wait(request)
         lease: Lease[Any] = Lease(self, slot, request.site)
         slot.borrower = lease
@@ -133,60 +137,70 @@ class Lender:
 
     async def wait(self, request: Acquire[Any]) -> Slot:
         """Get a connection that can be lent, however long that takes within the caller's patience."""
-        self.check_usable()
         core, engine = self.core, self._engine
         patience, priority, avoid = request.wish
         began = now = self.now()
         deadline = now + patience
         fresh = first = False
-        slot = core.take(now, priority, avoid)
+        slot = None if core.waiters.order else core.take(now, priority, avoid)
         while True:
             if slot is None:
-                ticket = await self._queue(request, now, deadline, first=first)
+                self._refuse_if_hopeless(now, deadline)
+                ticket = Ticket(now, deadline, priority, avoid, request)
+                if self._begin_to_wait(ticket, now, first=first):
+                    try:
+                        await ticket.seat
+                    except BaseException:
+                        engine.do(core.abandon(ticket, self.now()))
+                        raise
+                    if self._exhausted_at is not None and not core.waiters.order:
+                        self._note_recovery()
                 slot, fresh = ticket.slot, ticket.fresh
                 if slot is None:
                     raise self._refusal(ticket, began)
                 now = self.now()
-            if deadline <= now and not fresh and core.needs_check(slot, now):  # there is no time to check it
-                engine.do(core.return_unused(slot, now))
-                raise self._timed_out(began)
-            if slot.place is GONE:  # closed between its hand-over and now
+            if slot.place is not LEASED:  # closed between its hand-over and now
                 self.check_usable()
-            elif now >= slot.retire_at:
-                engine.do(core.discard(slot, "max_lifetime", now))
-            elif fresh or not core.needs_check(slot, now) or await engine.is_alive(slot, deadline - now):
+            elif fresh or (now < slot.retire_at and now - slot.alive_at < core.fresh_for):
+                break
+            elif await self._is_alive(slot, now, began, deadline):
+                now = self.now()
                 break
             self.check_usable()
             first, now = True, self.now()
             slot = core.take(now, priority, avoid)
-        self.waited += self.now() - began
+        self.waited += now - began
         slot.asked_at = began
         slot.borrower = request
         return slot
 
-    async def _queue(self, request: Acquire[Any], now: float, deadline: float, *, first: bool) -> Ticket:
-        """Wait for a connection; gives a ticket with one, with an error, or with neither: its time is over."""
+    async def _is_alive(self, slot: Slot, now: float, began: float, deadline: float) -> bool:
+        """Tell whether a connection that was assigned can be lent; if not, it is gone."""
         core, engine = self.core, self._engine
-        self._refuse_if_hopeless(request, now, deadline)
-        _, priority, avoid = request.wish
-        ticket = Ticket(now, deadline=deadline, priority=priority, avoid=avoid, request=request)
+        if now >= slot.retire_at:
+            engine.do(core.discard(slot, "max_lifetime", now))
+            return False
+        if deadline <= now:  # there is no time to check it
+            engine.do(core.return_unused(slot, now))
+            raise self._timed_out(began)
+        return await engine.is_alive(slot, deadline - now)
+
+    def _begin_to_wait(self, ticket: Ticket, now: float, *, first: bool) -> bool:
+        """Let a caller wait; tell whether it has to: it may be served at once, or refused."""
+        core = self.core
         if self._exhausted_at is None:
             self._note_exhaustion(now)
-        engine.do(core.wait(ticket, now, first=first))
-        if ticket.live:
-            home = self._home
-            if home is None:
-                raise AssertionError("a bug: who waits is in no event loop")
-            seat = ticket.seat = home.seat()
-            self._keeper.watch(ticket)
-            try:
-                await seat
-            except BaseException:
-                engine.do(core.abandon(ticket, self.now()))
-                raise
-        if self._exhausted_at is not None and not core.waiters.live:
-            self._note_recovery()
-        return ticket
+        # Where there is no room, nothing but to wait is to be done.
+        if len(core.slots) + core.connecting >= core.max_size and ticket.avoid is None and self.plain is not None:
+            core.waiters.add(ticket, first=first)
+        else:
+            self._engine.do(core.wait(ticket, now, first=first))
+            if not ticket.live:
+                return False
+            self._keeper.expect(core.impatient_at())
+        ticket.seat = self.seat()
+        self._keeper.watch(ticket)
+        return True
 
     # --- refusing ---
 
@@ -197,42 +211,24 @@ class Lender:
         # Several may have been given the same.
         return copy(ticket.error) if isinstance(ticket.error, CircuitOpenError) else ticket.error
 
-    def _refuse_if_hopeless(self, request: Acquire[Any], now: float, deadline: float) -> None:
+    def _refuse_if_hopeless(self, now: float, deadline: float) -> None:
         core, engine = self.core, self._engine
         if deadline <= now:
             raise self._timed_out(now)
         if core.waiters.live >= self._most_waiting:
             self.rejected += 1
             raise PoolFullError(self.name)
-        if engine.breaker is not None and core.size + core.connecting == 0 and not engine.breaker.would_allow():
+        if not core.slots and not core.connecting and engine.breaker is not None and not engine.breaker.would_allow():
             self.rejected += 1
             engine.breaker.acquire().release()  # raises what it refuses with
-        self._refuse_deadlock(request)
-        expected = core.expected_wait()
-        if expected > LONG and expected > min(
-            deadline - now, anyio.current_effective_deadline() - anyio.current_time()
-        ):
+        if core.waiters.live * core.quickest > LONG:
+            self._refuse_if_late(core.expected_wait(), deadline - now)
+
+    def _refuse_if_late(self, expected: float, left: float) -> None:
+        if expected > LONG and expected > min(left, anyio.current_effective_deadline() - anyio.current_time()):
             self.rejected += 1
             why = f"about {expected:.3g} s until its turn"
             raise PoolTimeoutError(self.name, "hopeless", stats=self.stats(), explanation=why)
-
-    def _refuse_deadlock(self, request: Acquire[Any]) -> None:
-        """Fail the youngest of tasks that all hold a connection and all wait for another one."""
-        core, owner = self.core, request.owner
-        if core.leased < core.max_size or core.connecting or core.reserved:
-            return
-        own = None
-        for slot in core.slots.values():
-            borrower = slot.borrower
-            if borrower is not None and borrower.owner is owner:
-                own = borrower
-                break
-        if own is None:  # the usual case: who waits holds nothing
-            return
-        waiting = {id(ticket.request.owner) for ticket in core.waiters} | {id(owner)}
-        if all(slot.borrower is not None and id(slot.borrower.owner) in waiting for slot in core.slots.values()):
-            self.rejected += 1
-            raise PoolDeadlockError(self.name, held_at=told(own.site), waiting_at=told(request.site))
 
     def _timed_out(self, began: float) -> PoolTimeoutError:
         core, now = self.core, self.now()
@@ -286,13 +282,8 @@ class Lender:
             engine.do(core.discard(slot, DISCARDED, now))
         elif self.resets and not core.reason_to_close(slot, now):
             engine.make_as_new(slot, now, failed=failed)
-        elif failed or core.special or now >= slot.retire_at or (ticket := core.hand_over(slot, now)) is None:
-            engine.do(core.give_back(slot, now, alive=not failed))
         else:
-            if ticket.seat is not None:
-                engine.wake(ticket.seat)
-            if self.debug:
-                core.check()
+            engine.do(core.give_back(slot, now, alive=not failed))
 
     def note(self, lease: Lease[Any] | Acquire[Any], slot: Slot, now: float) -> None:
         """Remember a borrowing that ends."""
@@ -348,5 +339,5 @@ class Lender:
         )
 
 
-def _nobody() -> None:
-    """Stand for the current task of a pool that was not entered."""
+def _nobody(*_: object) -> None:
+    """Stand for the current task of a pool that was not entered, and for all else that it has not."""

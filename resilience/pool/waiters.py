@@ -34,7 +34,7 @@ class Ticket:
     __slots__ = ("avoid", "deadline", "error", "fresh", "live", "priority", "request", "seat", "since", "slot")
 
     def __init__(
-        self, now: float, *, deadline: float = inf, priority: int = 0, avoid: Slot | None = None, request: Any = None
+        self, now: float, deadline: float = inf, priority: int = 0, avoid: Slot | None = None, request: Any = None
     ) -> None:
         self.request = request
         self.priority = priority
@@ -114,14 +114,16 @@ class Waiters:
         """Take out the next caller, if all are of one priority and that one takes `slot`: what is quick to see."""
         if len(self.order) != 1:
             return None
-        priority = self.order[0]
-        queue = self._queues[priority]
+        queue = self._queues[self.order[0]]
         ticket = queue[0]
         if ticket.avoid is slot:
             return None
         ticket.live = False
         self.live -= 1
-        self._pop(priority, queue)
+        if len(queue) > 1 and queue[1].live:
+            queue.popleft()
+        else:
+            self._pop(ticket.priority, queue)
         return ticket
 
     def first(self, slot: Slot, *, above: float = -inf) -> Ticket | None:
@@ -144,10 +146,8 @@ class Deadlines:
         self._order = count()
 
     def add(self, ticket: Ticket, waiting: int) -> None:
-        """Note when `ticket` gives up; `waiting` callers wait."""
+        """Note when `ticket` gives up, which it does; `waiting` callers wait."""
         queue = self._queue
-        if ticket.deadline == inf:
-            return
         if not queue or ticket.deadline >= queue[-1].deadline:
             queue.append(ticket)
             if len(queue) > 2 * waiting + SPARE:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilience.pool.sizing import (
+    EPISODE,
+    EPISODES,
     EVIDENCE,
     FADING,
-    MOST_USES,
     Ended,
     PeakMemory,
     UsageRecord,
@@ -150,10 +151,35 @@ def test_what_is_recommended_is_enough_and_one_less_is_not(seed: int, size: int,
 
 def test_the_record_is_bounded_and_keeps_the_latest() -> None:
     record = UsageRecord()
-    for at in range(3 * MOST_USES):
-        record.note((at, at, at + 1.0))
-    assert len(record.uses) == MOST_USES
-    assert record.uses[-1][0] == 3 * MOST_USES - 1
+    for at in range(10 * EPISODE):
+        if at >= record.opens_at:
+            record.note(at, at, at + 1.0)
+    assert len(record.uses) == EPISODES * EPISODE
+    assert [use[0] for use in record.uses] == list(range(EPISODES * EPISODE))  # one each second: nothing was left out
+
+
+def test_a_busy_pool_keeps_episodes_and_what_lies_between_them_counts_for_nothing() -> None:
+    record = UsageRecord()
+    noted = 0
+    for number in range(1_000_000):
+        at = number / 10_000
+        if at >= record.opens_at:
+            record.note(at, at, at + 0.001)
+            noted += 1
+    assert noted == 10 * EPISODE  # one each ten seconds
+    uses = record.uses
+    assert len(uses) == EPISODES * EPISODE
+    assert advise(uses, 10).arrival_rate == pytest.approx(10_000, rel=0.1)
+    assert advise(uses, 10).demand == pytest.approx(10, rel=0.1)
+
+
+def test_what_has_just_begun_counts_only_if_there_is_nothing_else() -> None:
+    record = UsageRecord()
+    record.note(7.0, 8.0, 9.0)
+    assert record.uses == [(0.0, 1.0, 2.0)]
+    for at in range(EPISODE):
+        record.note(at + 10, at + 10, at + 11)
+    assert len(record.uses) == EPISODE
 
 
 # --- prewarming ---
