@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .adapters import Adapter
+from .budget import Budget
 from .config import PoolConfig
 from .create import create_pool, register_adapter
 from .lease import Acquire, Lease
@@ -14,6 +15,7 @@ __all__ = [
     "Acquire",
     "Adapter",
     "Advice",
+    "Budget",
     "ConnectionPool",
     "Lease",
     "PoolConfig",

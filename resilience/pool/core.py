@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from math import ceil, inf
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .config import PoolConfig
 from .waiters import Ticket, Waiters
@@ -104,6 +104,23 @@ class Work:
     connects: int = 0
 
 
+class Allowance(Protocol):
+    """What others leave to this pool."""
+
+    @property
+    def left(self) -> int:
+        """So many connections may be opened now."""
+
+    def take(self, connections: int) -> None:
+        """Note that so many are being opened."""
+
+    def note_closing(self) -> None:
+        """Note that one is being closed; whoever closes it notes when it is gone."""
+
+    def give_back(self) -> None:
+        """Note that one could not be opened."""
+
+
 class PoolCore:
     """The books. Methods that take `now` are given the pool's clock; those that give work are given all that it needs.
 
@@ -122,7 +139,7 @@ class PoolCore:
         peak: most that were wanted at a time since the shell last set it to 0.
     """
 
-    def __init__(self, config: PoolConfig, *, jitter: Callable[[], float]) -> None:
+    def __init__(self, config: PoolConfig, *, jitter: Callable[[], float], allowance: Allowance | None = None) -> None:
         self.config = config
         self.min_size = config.min_size
         self.max_size = config.max_size
@@ -148,7 +165,8 @@ class PoolCore:
         self.lifo = config.reuse == "lifo"
         self.fresh_for = inf if config.check_after_idle is None else config.check_after_idle
         self.most_uses = inf if config.max_uses is None else config.max_uses
-        self._always_special = config.headroom > 0 or config.max_uses is not None
+        self._allowance = allowance
+        self._always_special = config.headroom > 0 or config.max_uses is not None or allowance is not None
         self._jitter = jitter
         self._next_id = 1
         self._expiring = 0
@@ -365,9 +383,15 @@ class PoolCore:
         slot.place = GONE
         self._expiring -= slot.expiring
         self.lent += slot.uses
+        if self._allowance is not None:
+            self._allowance.note_closing()
         del self.slots[slot.id]
         self._note_special()
         work.closing.append((slot, reason))
+
+    def _return_allowance(self) -> None:
+        if self._allowance is not None:
+            self._allowance.give_back()
 
     def _note_special(self) -> None:
         self.special = self.closing or self.size > self.max_size or self._always_special
@@ -388,9 +412,26 @@ class PoolCore:
                 self._place(slot, now, work)
         # Most of the time there is no room, and nothing to be thought about.
         if len(self.slots) + self.connecting < self.max_size:
-            work.connects += (started := self._connects_to_start(now))
-            self.connecting += started
+            wanted = self._connects_to_start(now)
+            if wanted and self._allowance is not None:
+                wanted = max(0, min(wanted, self._allowance.left))
+                self._allowance.take(wanted)
+            work.connects += wanted
+            self.connecting += wanted
         return work
+
+    def wants_since(self, now: float) -> float:
+        """Give the moment since which a connection is wanted that might be opened now; inf if none is."""
+        if self.size + self.connecting >= self.max_size or not self._connects_to_start(now):
+            return inf
+        oldest = next(iter(self.waiters), None)
+        return now if oldest is None else oldest.since
+
+    def spare(self) -> Slot | None:
+        """Give the connection that is missed least, if there is one too many: the one that was idle for longest."""
+        if self.missing() >= 0 or self.waiters.live or not self.idle:
+            return None
+        return min(self.idle, key=lambda slot: slot.idle_since)
 
     def _connects_to_start(self, now: float) -> int:
         if self.closing:
@@ -476,6 +517,7 @@ class PoolCore:
 
     def _note_failure(self, now: float) -> None:
         self.connecting -= 1
+        self._return_allowance()
         self.failures += 1
         self.failing_since = min(self.failing_since, now)
 
@@ -493,6 +535,7 @@ class PoolCore:
     def connect_cancelled(self) -> None:
         """Take in that an attempt was given up because the pool closes."""
         self.connecting -= 1
+        self._return_allowance()
 
     # --- keeping ---
 

@@ -18,6 +18,7 @@ from resilience.errors import ConfigurationError
 
 from .adapters.adapter import Adapter, hint
 from .adapters.address import parse_scheme
+from .budget import Budget
 from .config import PoolConfig
 from .pool import ConnectionPool
 
@@ -75,6 +76,7 @@ def create_pool(
     on_connect: Callable[[Any], Awaitable[object]] | None = None,
     connect_options: Mapping[str, Any] | None = None,
     breaker: CircuitBreaker | None = None,
+    budget: Budget | None = None,
     clock: Clock = time.monotonic,
     rng: random.Random | None = None,
     **options: Any,
@@ -96,6 +98,7 @@ def create_pool(
         on_connect: an async function that prepares each new connection, once.
         connect_options: for the driver's own function that connects.
         breaker: guards connecting, see `ConnectionPool`.
+        budget: what this pool and others may have together, see `Budget`.
         clock: monotonic seconds.
         rng: for jitter.
         options: fields of `PoolConfig`, and options of the adapter, such as psycopg's `reset_query`.
@@ -130,6 +133,7 @@ def create_pool(
         name=adapter.name if name is None else name,
         config=config,
         breaker=breaker,
+        budget=budget,
         permanent_errors=adapter.permanent_errors,
         clock=clock,
         rng=rng,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from inspect import isawaitable
+from math import inf
 from traceback import clear_frames
 from typing import Any, TypeAlias
 
@@ -25,8 +26,10 @@ from resilience.events import (
     emit,
 )
 
+from .budget import Budget
 from .config import PoolConfig
 from .core import GONE, IDLE, PoolCore, Slot, Work
+from .home import Home
 
 Step: TypeAlias = Callable[[Any], "Awaitable[object] | object"]
 PermanentErrors: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], object]"
@@ -36,9 +39,9 @@ class Engine:
     """The functions of the user's, the time limits around them, and the tasks in which they run.
 
     Attributes:
-        name, config, core, now, breaker: of the pool.
+        name, config, core, now, breaker, budget: of the pool.
         connect, close, check, reset: the user's; all but the first may be None.
-        wake: lets the task at a seat go on.
+        home, group: the event loop and the tasks of the pool, None until it is entered.
         poke: lets the keeper look again what is due.
         last_error: of connecting, None once it went well.
         on_rest: called when nothing is lent or reserved while the pool closes.
@@ -57,6 +60,7 @@ class Engine:
         check: Step | None,
         reset: Step | None,
         breaker: CircuitBreaker | None,
+        budget: Budget | None,
         permanent_errors: PermanentErrors,
     ) -> None:
         self.name = name
@@ -68,8 +72,9 @@ class Engine:
         self.check = check
         self.reset = reset
         self.breaker = breaker
+        self.budget = budget
         self.group: TaskGroup | None = None
-        self.wake: Callable[[Any], object] = _nothing
+        self.home: Home | None = None
         self.poke: Callable[[], object] = _nothing
         self.on_rest: Callable[[], object] = _nothing
         self.on_opened: Callable[[], object] = _nothing
@@ -97,8 +102,54 @@ class Engine:
             self.on_rest()
         if core.failures:
             self.poke()
+        if self.budget is not None:
+            self.budget.settle()
+
+    # --- as a member of a budget ---
+
+    def is_here(self) -> bool:
+        """Tell whether the pool belongs to the event loop that runs now."""
+        return self.home is not None and self.home.is_here()
+
+    def waiting_since(self) -> float:
+        """Give the moment since which the pool would open a connection; inf if it would not."""
+        return self.core.wants_since(self.now())
+
+    def grow(self) -> bool:
+        """Open what is wanted and allowed now; tell whether that was anything."""
+        work = self.core.plan(Work(), self.now())
+        started = work.connects > 0
+        self.do(work)
+        return started
+
+    def idle_since(self) -> float:
+        """Give since when the connection is idle that the pool can spare first; inf if it can spare none."""
+        slot = self.core.spare()
+        return inf if slot is None else slot.idle_since
+
+    def give_up_one(self) -> None:
+        """Close that one."""
+        slot = self.core.spare()
+        if slot is not None:
+            self.do(self.core.discard(slot, "budget", self.now()))
 
     # --- tasks ---
+
+    def open(self, home: Home, group: TaskGroup) -> None:
+        """Begin to work."""
+        if self.budget is not None:
+            self.budget.join(self)
+        self.home, self.group = home, group
+
+    def end(self) -> None:
+        """Note that all work is done."""
+        if self.budget is not None:
+            self.budget.leave(self)
+
+    def wake(self, seat: Any) -> None:
+        """Let the task at a seat go on."""
+        if self.home is not None:
+            self.home.wake(seat)
 
     def start(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Do one thing in the background."""
@@ -317,12 +368,16 @@ class Engine:
         if ConnectionClosed.sinks:
             now = self.now()
             emit(ConnectionClosed(self.name, now, id=slot.id, reason=reason, age=now - slot.opened_at, uses=slot.uses))
-        if self.close is None:
-            return
-        with suppress(Exception), anyio.CancelScope(shield=True), anyio.fail_after(self.config.close_timeout):
-            result = self.close(slot.connection)
-            if isawaitable(result):
-                await result
+        try:
+            if self.close is not None:
+                with suppress(Exception), anyio.CancelScope(shield=True), anyio.fail_after(self.config.close_timeout):
+                    result = self.close(slot.connection)
+                    if isawaitable(result):
+                        await result
+        finally:
+            if self.budget is not None:
+                self.budget.note_closed()
+                self.budget.settle()
 
 
 def _forget_locals(error: BaseException) -> None:

@@ -21,6 +21,7 @@ from resilience.errors import ConfigurationError, PoolClosedError, PoolTimeoutEr
 from resilience.events import PoolClosed, PoolResized, emit
 from resilience.forks import renew_locks_in_child
 
+from .budget import Budget
 from .config import MAX_SECONDS, MAX_SIZE, PoolConfig, merged
 from .core import DISCARDED, LEASED, RESERVED, PoolCore, Work
 from .engine import Engine, PermanentErrors, Step
@@ -55,6 +56,7 @@ class ConnectionPool(Generic[C]):
         name: in events, errors and logs.
         config: see `PoolConfig`.
         breaker: guards `connect`: while it is open nothing is opened; callers are refused if nothing is lent or idle.
+        budget: what this pool and others may have together, see `Budget`.
         permanent_errors: connect errors that trying again cannot cure, such as a wrong password: a type, a tuple of
             types, or a plain function of the exception. They go to a caller at once. All others are tried again.
         clock: monotonic seconds.
@@ -75,6 +77,7 @@ class ConnectionPool(Generic[C]):
         name: str = "pool",
         config: PoolConfig | None = None,
         breaker: CircuitBreaker | None = None,
+        budget: Budget | None = None,
         permanent_errors: PermanentErrors = (),
         clock: Clock = time.monotonic,
         rng: random.Random | None = None,
@@ -89,11 +92,13 @@ class ConnectionPool(Generic[C]):
         check_function("clock", clock)
         if not isinstance(breaker, CircuitBreaker | None):
             raise ConfigurationError(f"breaker must be a CircuitBreaker, got {shown(breaker)}")
+        if not isinstance(budget, Budget | None):
+            raise ConfigurationError(f"budget must be a Budget, got {shown(budget)}")
         if not is_exception_types(permanent_errors):
             check_function("permanent_errors", permanent_errors)
         config = merged(PoolConfig() if config is None else config, overrides)
         jitter = (rng or random.Random()).random  # noqa: S311 - jitter, no secret
-        self._core = PoolCore(config, jitter=jitter)
+        self._core = PoolCore(config, jitter=jitter, allowance=budget)
         self._engine = Engine(
             name,
             config,
@@ -104,6 +109,7 @@ class ConnectionPool(Generic[C]):
             check=check,
             reset=reset,
             breaker=breaker,
+            budget=budget,
             permanent_errors=permanent_errors,
         )
         self._keeper = Keeper(self._engine)
@@ -145,9 +151,11 @@ class ConnectionPool(Generic[C]):
             raise PoolUsageError(f"pool {self.name!r} was entered twice")
         home = Home()
         engine = self._engine
-        self._group = engine.group = anyio.create_task_group()
-        await self._group.__aenter__()
-        engine.wake, engine.on_opened = home.wake, self._note_change
+        group = anyio.create_task_group()
+        engine.open(home, group)
+        self._group = group
+        await group.__aenter__()
+        engine.on_opened = self._note_change
         self._lender.open(home)
         self._group.start_soon(self._keeper.run)
         engine.do(self._core.plan(Work(), engine.now()))
@@ -198,6 +206,7 @@ class ConnectionPool(Generic[C]):
                 with anyio.CancelScope(shield=True), anyio.move_on_after(self.config.close_timeout + 1.0):
                     await engine.wait_until_done()
             finally:
+                engine.end()
                 closed.set()
                 if PoolClosed.sinks:
                     emit(PoolClosed(self.name, engine.now(), forced=forced))
