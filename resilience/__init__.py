@@ -1,8 +1,8 @@
 """What a Python program needs to live with dependencies that fail.
 
 Everything that most programs use stands here; the rest is in the rooms: `resilience.events`, `resilience.breaker`,
-`resilience.rate_limiter`, `resilience.testing`. Names are loaded when they are first used, so that `import resilience`
-costs next to nothing.
+`resilience.pool`, `resilience.rate_limiter`, `resilience.testing`. Names are loaded when they are first used, so that
+`import resilience` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ResilienceError,
     )
     from .events import Event, subscribe
+    from .pool import ConnectionPool, PoolConfig, create_pool
     from .rate_limiter import Decision, MemoryStore, Quota, RateLimiter, RedisStore, rate_limit
     from .windows import CountWindow, TimeWindow
 
@@ -46,13 +47,14 @@ _ROOM_OF = {
         "PoolDeadlockError PoolFullError PoolTimeoutError PoolUsageError RateLimitedError RejectedError "
         "ResilienceError",
         "events": "Event subscribe",
+        "pool": "ConnectionPool PoolConfig create_pool",
         "rate_limiter": "Decision MemoryStore Quota RateLimiter RedisStore rate_limit",
         "windows": "CountWindow TimeWindow",
     }.items()
     for name in names.split()
 }
 
-_ROOMS = {"breaker", "clock", "errors", "events", "rate_limiter", "testing", "windows"}
+_ROOMS = {"breaker", "clock", "errors", "events", "pool", "rate_limiter", "testing", "windows"}
 
 __all__ = [
     "BulkheadFullError",
@@ -63,11 +65,13 @@ __all__ = [
     "CircuitOpenError",
     "CircuitState",
     "ConfigurationError",
+    "ConnectionPool",
     "CountWindow",
     "Decision",
     "Event",
     "MemoryStore",
     "PoolClosedError",
+    "PoolConfig",
     "PoolDeadlockError",
     "PoolFullError",
     "PoolTimeoutError",
@@ -81,6 +85,7 @@ __all__ = [
     "TimeWindow",
     "circuit_breaker",
     "circuit_breakers",
+    "create_pool",
     "rate_limit",
     "subscribe",
 ]

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from math import ceil, inf
 from typing import Any, Final, Protocol
 
 from .config import PoolConfig
+from .slots import GONE, IDLE, LEASED, RESERVED, Slot
 from .waiters import Ticket, Waiters
 
 SMOOTHING: Final = 0.1
@@ -28,71 +28,8 @@ EVIDENCE: Final = 20
 """Borrowings that must have ended before a wait can be called hopeless."""
 JITTER: Final = 0.05
 """Share of the lifetime by which connections are replaced early, at random, so that they do not all go at once."""
-DISCARDED: Final = "discarded"
-"""Why a connection is closed that its borrower calls broken."""
 ORDINARY: Final = 0
 """The highest priority of callers who may not use the headroom."""
-
-
-class Place(Enum):
-    """Where a connection is."""
-
-    IDLE = "idle"
-    RESERVED = "reserved"
-    """Out of service for a moment: being checked, or reset after use."""
-    LEASED = "leased"
-    GONE = "gone"
-    """No longer the pool's: being closed, or closed."""
-
-
-IDLE, RESERVED, LEASED, GONE = Place  # a member costs two look-ups, a global one
-
-
-class Slot:
-    """One connection and what the pool knows of it.
-
-    Attributes:
-        id: number of the connection in its pool, from 1.
-        connection: what the driver gave.
-        place: where it is.
-        opened_at, retire_at: when it was opened, and when it goes; -inf: as soon as it comes back.
-        idle_since: when it last came back; a check does not change it.
-        alive_at: when it was last known to be alive; -inf: it may well be broken.
-        uses: borrowings so far.
-        asked_at, leased_at: when its borrower asked for one, and was lent it.
-        borrower: who has it; the shell's.
-        ordinary: whether it counts as lent to a caller who may not use the headroom.
-        expiring: whether it will go soon, and is replaced before if the pool needs it.
-        doomed: why it is closed when it comes back; empty if it is not.
-    """
-
-    __slots__ = (
-        "alive_at",
-        "asked_at",
-        "borrower",
-        "connection",
-        "doomed",
-        "expiring",
-        "id",
-        "idle_since",
-        "leased_at",
-        "opened_at",
-        "ordinary",
-        "place",
-        "retire_at",
-        "uses",
-    )
-
-    def __init__(self, number: int, connection: Any, now: float, retire_at: float) -> None:
-        self.id = number
-        self.connection = connection
-        self.place = RESERVED
-        self.opened_at = self.idle_since = self.alive_at = self.asked_at = self.leased_at = now
-        self.retire_at = retire_at
-        self.uses = 0
-        self.borrower: Any = None
-        self.ordinary = self.expiring = False
-        self.doomed = ""
 
 
 @dataclass(slots=True)
@@ -210,10 +147,6 @@ class PoolCore:
             self.ordinary += 1
         self.leased += 1
         self.peak = max(self.peak, self.leased + self.waiters.live)
-
-    def needs_check(self, slot: Slot, now: float) -> bool:
-        """Tell whether `slot` must prove that it is alive before it is lent."""
-        return now - slot.alive_at >= self.fresh_for
 
     def wait(self, ticket: Ticket, now: float, *, first: bool = False) -> Work:
         """Let a caller wait, and see whether that needs another connection.
@@ -364,11 +297,6 @@ class PoolCore:
         if slot.uses >= self.most_uses:
             return "max_uses"
         return "resized" if self.size > self.max_size else ""
-
-    def doom(self, slot: Slot, reason: str) -> None:
-        """Have a connection closed when it comes back."""
-        slot.doomed = slot.doomed or reason
-        slot.retire_at = -inf
 
     def discard(self, slot: Slot, reason: str, now: float) -> Work:
         """Let a connection go, wherever it is; if callers wait, another one is opened in the same step."""
@@ -569,7 +497,7 @@ class PoolCore:
         while self.idle:
             self._drop(self.idle.popleft(), "drained", work)
         for slot in self.slots.values():
-            self.doom(slot, "drained")
+            slot.doom("drained")
         return self.plan(work, now)
 
     def resize(self, min_size: int, max_size: int, now: float) -> Work:

@@ -28,8 +28,9 @@ from resilience.events import (
 
 from .budget import Budget
 from .config import PoolConfig
-from .core import GONE, IDLE, PoolCore, Slot, Work
+from .core import PoolCore, Work
 from .home import Home
+from .slots import GONE, IDLE, Slot
 
 Step: TypeAlias = Callable[[Any], "Awaitable[object] | object"]
 PermanentErrors: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], object]"

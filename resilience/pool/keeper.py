@@ -11,10 +11,11 @@ from resilience.errors import PoolDeadlockError, type_name
 from resilience.events import LeakReturned, LeakSuspected, PrewarmPredicted, ReconnectFailed, emit
 from resilience.forecast import Forecast
 
-from .core import JITTER, Slot
+from .core import JITTER
 from .engine import Engine
 from .home import Site, place_of, told
 from .sizing import PeakMemory
+from .slots import Slot
 from .waiters import Deadlines, Ticket
 
 LOOKS_EVERY: Final = 0.1

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from threading import get_ident
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from resilience.errors import PoolUsageError
 
-from .core import IDLE, LEASED, Slot
 from .home import Site
-
-if TYPE_CHECKING:
-    from .lending import Lender
+from .lending import Lender, Wish
+from .slots import IDLE, LEASED, Slot
 
 C = TypeVar("C")
 
@@ -92,15 +90,6 @@ class Lease(Generic[C]):
         return f"<Lease {what}, pool {self._lender.name!r}>"
 
 
-class Wish(NamedTuple):
-    """What a caller asks for."""
-
-    patience: float
-    """Seconds that it waits at most, inf for ever."""
-    priority: int
-    avoid: Slot | None
-
-
 class Acquire(Generic[C]):
     """A request for a connection: `await` it for a lease, or enter it for the connection itself. Once."""
 
@@ -122,7 +111,15 @@ class Acquire(Generic[C]):
         return self._code, self._offset
 
     def __await__(self) -> Generator[Any, Any, Lease[C]]:
-        return self._lender.lend(self).__await__()
+        return self._lease().__await__()
+
+    async def _lease(self) -> Lease[C]:
+        self._lender.check_usable()
+        self.owner = None  # a lease may be passed on
+        slot = await self._lender.wait(self)
+        lease: Lease[C] = Lease(self._lender, slot, self.site)
+        slot.borrower = lease
+        return lease
 
     # The short ways serve most callers: an idle connection that needs nothing, and back to the idle ones or to the next
     # who waits. They do what `wait` and `take_back` of the lender do, written out: a call is a twentieth of it all.

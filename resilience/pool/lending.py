@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 
@@ -21,18 +21,44 @@ from resilience.errors import (
 from resilience.events import AcquireTimedOut, PoolExhausted, PoolRecovered, emit
 
 from .config import PoolConfig
-from .core import DISCARDED, LEASED, PoolCore, Slot
+from .core import PoolCore
 from .engine import Engine
-from .home import Home, told
+from .home import Home, Site, told
 from .keeper import Keeper
-from .lease import Acquire, Lease, Wish
 from .sizing import UsageRecord
+from .slots import DISCARDED, LEASED, Slot
 from .stats import PoolStats
 from .waiters import Ticket
 
 LONG: Final = 0.01
 """Seconds: a wait that is shorter is never called hopeless. To look for the caller's own deadline costs a microsecond,
 and to refuse such a wait saves nobody anything."""
+
+
+class Wish(NamedTuple):
+    """What a caller asks for."""
+
+    patience: float
+    """Seconds that it waits at most, inf for ever."""
+    priority: int
+    avoid: Slot | None
+
+
+class Borrower(Protocol):
+    """Who has a connection."""
+
+    owner: Any
+    """The task that has it, None if nobody can tell."""
+
+    @property
+    def site(self) -> Site:
+        """Where it was asked for."""
+
+
+class Request(Borrower, Protocol):
+    """Who asks for one."""
+
+    wish: Wish
 
 
 class Lender:
@@ -45,7 +71,7 @@ class Lender:
         timed_out, rejected: callers.
         waited, used: seconds.
         thread, current_task, seat, wake: of the run that it lends to.
-        plain: what callers may ask for who are served in the short way; see `Acquire`.
+        plain: what callers may ask for who are served in the short way; see `lease.Acquire`.
         pop, unpop: take out the idle connection that is lent next, and put it back.
         resets: whether connections that come back are reset.
         notes_at: borrowings that end before this moment need not be noted.
@@ -112,30 +138,17 @@ class Lender:
 
     # --- lending ---
 
-    def try_lease(self, site: Any) -> Lease[Any] | None:
-        """Lend an idle connection that needs no check, if there is one."""
+    def try_take(self) -> Slot | None:
+        """Lend an idle connection that needs nothing, if there is one."""
         self.check_usable()
         now, core = self.now(), self.core
         slot = core.take(now)
-        if slot is None:
-            return None
-        if now >= slot.retire_at or core.needs_check(slot, now):
+        if slot is not None and not slot.needs_nothing(now, core.fresh_for):
             self._engine.do(core.return_unused(slot, now))
             return None
-        lease: Lease[Any] = Lease(self, slot, site)
-        slot.borrower = lease
-        return lease
+        return slot
 
-    async def lend(self, request: Acquire[Any]) -> Lease[Any]:
-        """Lend as a lease."""
-        self.check_usable()
-        request.owner = None
-        slot = await self.wait(request)
-        lease: Lease[Any] = Lease(self, slot, request.site)
-        slot.borrower = lease
-        return lease
-
-    async def wait(self, request: Acquire[Any]) -> Slot:
+    async def wait(self, request: Request) -> Slot:
         """Get a connection that can be lent, however long that takes within the caller's patience."""
         core, engine = self.core, self._engine
         patience, priority, avoid = request.wish
@@ -161,7 +174,7 @@ class Lender:
                 now = self.now()
             if slot.place is not LEASED:  # closed between its hand-over and now
                 self.check_usable()
-            elif fresh or (now < slot.retire_at and now - slot.alive_at < core.fresh_for):
+            elif fresh or slot.needs_nothing(now, core.fresh_for):
                 break
             elif await self._is_alive(slot, now, began, deadline):
                 now = self.now()
@@ -264,7 +277,7 @@ class Lender:
 
     # --- taking back ---
 
-    def take_back(self, lease: Lease[Any] | Acquire[Any], slot: Slot, error: BaseException | None = None) -> None:
+    def take_back(self, lease: Borrower, slot: Slot, error: BaseException | None = None) -> None:
         """Take a connection back, after `error` in its borrower; never waits."""
         now = self.now()
         slot.borrower = None
@@ -285,7 +298,7 @@ class Lender:
         else:
             engine.do(core.give_back(slot, now, alive=not failed))
 
-    def note(self, lease: Lease[Any] | Acquire[Any], slot: Slot, now: float) -> None:
+    def note(self, lease: Borrower, slot: Slot, now: float) -> None:
         """Remember a borrowing that ends."""
         if now >= self.usage.opens_at:
             self.usage.note(slot.asked_at, slot.leased_at, now)
@@ -294,9 +307,9 @@ class Lender:
         else:
             self.notes_at = self.usage.opens_at
 
-    def take_back_broken(self, lease: Lease[Any], slot: Slot) -> None:
+    def take_back_broken(self, lease: Borrower, slot: Slot) -> None:
         """Take a connection back that its borrower calls broken."""
-        self.core.doom(slot, DISCARDED)
+        slot.doom(DISCARDED)
         self.take_back(lease, slot)
 
     # --- telling ---

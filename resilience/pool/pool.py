@@ -23,13 +23,14 @@ from resilience.forks import renew_locks_in_child
 
 from .budget import Budget
 from .config import MAX_SECONDS, MAX_SIZE, PoolConfig, merged
-from .core import DISCARDED, LEASED, RESERVED, PoolCore, Work
+from .core import PoolCore, Work
 from .engine import Engine, PermanentErrors, Step
 from .home import Home, site_of_caller
 from .keeper import Keeper
-from .lease import Acquire, Lease, Wish
-from .lending import Lender
+from .lease import Acquire, Lease
+from .lending import Lender, Wish
 from .sizing import Advice, advise
+from .slots import DISCARDED, LEASED, RESERVED
 from .stats import PoolHealth, PoolStats
 
 C = TypeVar("C")
@@ -256,7 +257,12 @@ class ConnectionPool(Generic[C]):
         Raises:
             PoolClosedError, PoolUsageError: as `acquire`.
         """
-        return self._lender.try_lease(site_of_caller())
+        slot = self._lender.try_take()
+        if slot is None:
+            return None
+        lease: Lease[C] = Lease(self._lender, slot, site_of_caller())
+        slot.borrower = lease
+        return lease
 
     def discard(self, connection: C) -> None:
         """Take the lender's word that a borrowed connection is broken: it is closed when it comes back.
@@ -266,7 +272,7 @@ class ConnectionPool(Generic[C]):
         """
         for slot in self._core.slots.values():
             if slot.connection is connection and slot.place is LEASED:
-                self._core.doom(slot, DISCARDED)
+                slot.doom(DISCARDED)
                 return
         raise PoolUsageError(f"pool {self.name!r} has not lent this connection")
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from .core import Slot
+from .slots import Slot
 
 SPARE: Final = 64
 """Callers who have left may stay in a list until they are half of it and so many more: each is thrown out once."""
