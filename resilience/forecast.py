@@ -14,8 +14,6 @@ from math import inf
 from statistics import StatisticsError, correlation, fmean, linear_regression
 from typing import Final, TypeVar
 
-__all__ = ["Forecast", "Season", "Trend", "find_season", "find_trend", "forecast"]
-
 T = TypeVar("T", "Trend", "Season")
 
 TRUSTED: Final = 0.6

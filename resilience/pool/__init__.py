@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from resilience.forecast import Forecast
+
 from .adapters import Adapter
 from .budget import Budget
 from .config import PoolConfig
@@ -17,6 +19,7 @@ __all__ = [
     "Advice",
     "Budget",
     "ConnectionPool",
+    "Forecast",
     "Lease",
     "PoolConfig",
     "PoolHealth",
