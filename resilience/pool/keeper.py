@@ -120,11 +120,11 @@ class Keeper:
             if lease is None or lease.owner is None or now - slot.leased_at < LOOKS_EVERY:
                 return  # somebody gets on, or nobody can tell
             holders[id(lease.owner)] = lease
-        stuck = {id(ticket.request.owner): ticket for ticket in core.waiters if id(ticket.request.owner) in holders}
+        stuck: dict[int, Any] = {id(ticket.owner): ticket for ticket in core.waiters if id(ticket.owner) in holders}
         if len(stuck) == len(holders):
             ticket = max(stuck.values(), key=lambda one: one.since)
-            held = holders[id(ticket.request.owner)]
-            error = PoolDeadlockError(self._engine.name, held_at=told(held.site), waiting_at=told(ticket.request.site))
+            held = holders[id(ticket.owner)]
+            error = PoolDeadlockError(self._engine.name, held_at=told(held.site), waiting_at=told(ticket.site))
             self._engine.do(core.refuse(ticket, error))
 
     # --- one by one ---

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from resilience.errors import PoolUsageError
 
 from .home import Site
-from .lending import Lender, Wish
+from .lending import Lender, Request, Wish
 from .slots import IDLE, LEASED, Slot
 
 C = TypeVar("C")
@@ -90,19 +90,16 @@ class Lease(Generic[C]):
         return f"<Lease {what}, pool {self._lender.name!r}>"
 
 
-class Acquire(Generic[C]):
+class Acquire(Request, Generic[C]):
     """A request for a connection: `await` it for a lease, or enter it for the connection itself. Once."""
 
-    __slots__ = ("_code", "_lender", "_offset", "_slot", "owner", "wish")
+    __slots__ = ("_code", "_lender", "_offset")
 
-    owner: Any
-    """The task that waits or holds, set when it begins to."""
-
-    def __init__(self, lender: Lender, wish: Wish, code: CodeType, offset: int) -> None:
+    def __init__(self, lender: Lender, wish: Wish, code: CodeType, offset: int) -> None:  # of the ticket all but `slot`
         self._lender = lender
-        self._slot: Slot | None = None
         self._code = code
         self._offset = offset
+        self.slot = None
         self.wish = wish
 
     @property
@@ -114,18 +111,24 @@ class Acquire(Generic[C]):
         return self._lease().__await__()
 
     async def _lease(self) -> Lease[C]:
-        self._lender.check_usable()
-        self.owner = None  # a lease may be passed on
-        slot = await self._lender.wait(self)
+        await self.__aenter__()
+        slot = self._held
+        self.slot = None
         lease: Lease[C] = Lease(self._lender, slot, self.site)
         slot.borrower = lease
         return lease
 
+    @property
+    def _held(self) -> Slot:
+        if self.slot is None:
+            raise AssertionError("a bug: who was served has no connection")
+        return self.slot
+
     # The short ways serve most callers: an idle connection that needs nothing, and back to the idle ones or to the next
-    # who waits. They do what `wait` and `take_back` of the lender do, written out: a call is a twentieth of it all.
+    # who waits. They do what the lender does, written out: a call is a twentieth of it all.
 
     async def __aenter__(self) -> C:
-        if self._slot is not None:
+        if self.slot is not None:
             raise PoolUsageError(f"a request of pool {self._lender.name!r} was entered twice: call acquire() for each")
         lender = self._lender
         core = lender.core
@@ -141,19 +144,29 @@ class Acquire(Generic[C]):
                 slot.asked_at = slot.leased_at = now
                 slot.uses += 1
                 slot.borrower = self
-                self._slot = slot
+                self.slot = slot
                 return slot.connection  # type: ignore[no-any-return]  # a name for it would cost as much as a check
             lender.unpop(slot)
-        self._slot = slot = await lender.wait(self)
-        return slot.connection  # type: ignore[no-any-return]  # as above
+        lender.ask(self)
+        while True:
+            if self.live:
+                try:
+                    await self.seat
+                except BaseException:
+                    lender.abandon(self)
+                    raise
+            if lender.collect(self) or await lender.prove(self):
+                break
+            lender.ask_again(self)
+        return self._held.connection  # type: ignore[no-any-return]  # as above
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        slot = self._slot
+        slot = self.slot
         if slot is None:
             return
-        self._slot = None
+        self.slot = None
         lender = self._lender
         core, now = lender.core, lender.now()
         slot.borrower = None

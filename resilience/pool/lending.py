@@ -55,10 +55,17 @@ class Borrower(Protocol):
         """Where it was asked for."""
 
 
-class Request(Borrower, Protocol):
-    """Who asks for one."""
+class Request(Ticket):
+    """Who asks for one; its own ticket while it waits: ten thousand who wait are a matter of memory before all else."""
+
+    __slots__ = ("wish",)
 
     wish: Wish
+
+    @property
+    def site(self) -> Site:
+        """Where it was asked for."""
+        raise NotImplementedError
 
 
 class Lender:
@@ -148,81 +155,114 @@ class Lender:
             return None
         return slot
 
-    async def wait(self, request: Request) -> Slot:
-        """Get a connection that can be lent, however long that takes within the caller's patience."""
-        core, engine = self.core, self._engine
+    # A request is served in steps, between which it may have to wait: `ask`, then `collect`; if what it was assigned
+    # cannot be lent as it is, `prove`; and if it is broken, `ask_again`.
+
+    def ask(self, request: Request) -> None:
+        """Assign an idle connection, or let the request wait: then it is `live`.
+
+        Raises:
+            what refuses it at once.
+        """
+        core, now = self.core, self.now()
         patience, priority, avoid = request.wish
-        began = now = self.now()
-        deadline = now + patience
-        fresh = first = False
-        slot = None if core.waiters.order else core.take(now, priority, avoid)
-        while True:
-            if slot is None:
-                self._refuse_if_hopeless(now, deadline)
-                ticket = Ticket(now, deadline, priority, avoid, request)
-                if self._begin_to_wait(ticket, now, first=first):
-                    try:
-                        await ticket.seat
-                    except BaseException:
-                        engine.do(core.abandon(ticket, self.now()))
-                        raise
-                    if self._exhausted_at is not None and not core.waiters.order:
-                        self._note_recovery()
-                slot, fresh = ticket.slot, ticket.fresh
-                if slot is None:
-                    raise self._refusal(ticket, began)
-                now = self.now()
-            if slot.place is not LEASED:  # closed between its hand-over and now
-                self.check_usable()
-            elif fresh or slot.needs_nothing(now, core.fresh_for):
-                break
-            elif await self._is_alive(slot, now, began, deadline):
-                now = self.now()
-                break
-            self.check_usable()
-            first, now = True, self.now()
+        request.begin(now, now + patience, priority, avoid)
+        if not core.waiters.order:
             slot = core.take(now, priority, avoid)
-        self.waited += now - began
-        slot.asked_at = began
-        slot.borrower = request
-        return slot
+            if slot is not None:
+                request.slot, request.live = slot, False
+                return
+        self._refuse_if_hopeless(now, request.deadline)
+        self._let_wait(request, now, first=False)
 
-    async def _is_alive(self, slot: Slot, now: float, began: float, deadline: float) -> bool:
-        """Tell whether a connection that was assigned can be lent; if not, it is gone."""
-        core, engine = self.core, self._engine
-        if now >= slot.retire_at:
-            engine.do(core.discard(slot, "max_lifetime", now))
-            return False
-        if deadline <= now:  # there is no time to check it
-            engine.do(core.return_unused(slot, now))
-            raise self._timed_out(began)
-        return await engine.is_alive(slot, deadline - now)
+    def ask_again(self, request: Request) -> None:
+        """Do the same for a request that was assigned a broken connection: it keeps its place in the queue.
 
-    def _begin_to_wait(self, ticket: Ticket, now: float, *, first: bool) -> bool:
-        """Let a caller wait; tell whether it has to: it may be served at once, or refused."""
+        Raises:
+            as `ask`.
+        """
+        self.check_usable()
+        core, now = self.core, self.now()
+        request.live, request.fresh = True, False
+        request.slot = core.take(now, request.priority, request.avoid)
+        if request.slot is not None:
+            request.live = False
+        elif request.deadline <= now:
+            raise self._timed_out(request.since)
+        else:
+            self._let_wait(request, now, first=True)
+
+    def _let_wait(self, request: Request, now: float, *, first: bool) -> None:
         core = self.core
         if self._exhausted_at is None:
             self._note_exhaustion(now)
         # Where there is no room, nothing but to wait is to be done.
-        if len(core.slots) + core.connecting >= core.max_size and ticket.avoid is None and self.plain is not None:
-            core.waiters.add(ticket, first=first)
+        if len(core.slots) + core.connecting >= core.max_size and request.avoid is None and self.plain is not None:
+            core.waiters.add(request, first=first)
         else:
-            self._engine.do(core.wait(ticket, now, first=first))
-            if not ticket.live:
-                return False
+            self._engine.do(core.wait(request, now, first=first))
+            if not request.live:
+                return
             self._keeper.expect(core.impatient_at())
-        ticket.seat = self.seat()
-        self._keeper.watch(ticket)
+        request.seat = self.seat()
+        self._keeper.watch(request)
+
+    def abandon(self, request: Request) -> None:
+        """Let a request wait no longer: it was cancelled. What it was assigned meanwhile goes to the next one."""
+        self._engine.do(self.core.abandon(request, self.now()))
+
+    def collect(self, request: Request) -> bool:
+        """Tell whether what the request was assigned can be lent as it is.
+
+        Raises:
+            why it was assigned nothing.
+        """
+        if self._exhausted_at is not None and not self.core.waiters.order:
+            self._note_recovery()
+        slot, now = request.slot, self.now()
+        if slot is None:
+            raise self._refusal(request)
+        if slot.place is LEASED and (request.fresh or slot.needs_nothing(now, self.core.fresh_for)):
+            self.waited += now - request.since
+            slot.asked_at = request.since
+            slot.borrower = request
+            return True
+        return False
+
+    async def prove(self, request: Request) -> bool:
+        """Tell whether what the request was assigned is alive, and lend it; if not, it is gone.
+
+        Raises:
+            PoolTimeoutError: there is no time to find that out.
+        """
+        slot, now = request.slot, self.now()
+        request.slot = None
+        if slot is None or slot.place is not LEASED:  # closed between its hand-over and now
+            return False
+        if now >= slot.retire_at:
+            self._engine.do(self.core.discard(slot, "max_lifetime", now))
+            return False
+        left = request.deadline - now
+        if left <= 0:
+            self._engine.do(self.core.return_unused(slot, now))
+            raise self._timed_out(request.since)
+        if not await self._engine.is_alive(slot, left):
+            return False
+        request.slot = slot
+        self.waited += self.now() - request.since
+        slot.asked_at = request.since
+        slot.borrower = request
         return True
 
     # --- refusing ---
 
-    def _refusal(self, ticket: Ticket, began: float) -> BaseException:
-        if ticket.error is None:
-            return self._timed_out(began)
+    def _refusal(self, request: Request) -> BaseException:
+        error, request.error = request.error, None  # or it would hold the frames that hold it
+        if error is None:
+            return self._timed_out(request.since)
         self.rejected += 1
         # Several may have been given the same.
-        return copy(ticket.error) if isinstance(ticket.error, CircuitOpenError) else ticket.error
+        return copy(error) if isinstance(error, CircuitOpenError) else error
 
     def _refuse_if_hopeless(self, now: float, deadline: float) -> None:
         core, engine = self.core, self._engine

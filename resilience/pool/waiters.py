@@ -19,7 +19,7 @@ class Ticket:
     """One caller who waits.
 
     Attributes:
-        request: what the shell knows of the caller.
+        owner: the task that waits, None if nobody can tell.
         priority: higher is served first.
         avoid: a connection that this caller does not want.
         since, deadline: when it began to wait, and until when it does.
@@ -30,18 +30,22 @@ class Ticket:
         live: whether it still waits.
     """
 
-    __slots__ = ("avoid", "deadline", "error", "fresh", "live", "priority", "request", "seat", "since", "slot")
+    __slots__ = ("avoid", "deadline", "error", "fresh", "live", "owner", "priority", "seat", "since", "slot")
 
-    def __init__(
-        self, now: float, deadline: float = inf, priority: int = 0, avoid: Slot | None = None, request: Any = None
-    ) -> None:
-        self.request = request
-        self.priority = priority
-        self.avoid = avoid
+    slot: Slot | None
+
+    def __init__(self, now: float, deadline: float = inf, priority: int = 0, avoid: Slot | None = None) -> None:
+        self.owner: Any = None
+        self.slot = None
+        self.begin(now, deadline, priority, avoid)
+
+    def begin(self, now: float, deadline: float, priority: int, avoid: Slot | None) -> None:
+        """Begin to wait, without a connection."""
         self.since = now
         self.deadline = deadline
+        self.priority = priority
+        self.avoid = avoid
         self.seat: Any = None
-        self.slot: Slot | None = None
         self.fresh = False
         self.error: BaseException | None = None
         self.live = True
