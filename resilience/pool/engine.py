@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from resilience.breaker import CircuitBreaker
-from resilience.checks import is_exception_types
+from resilience.checks import check_function, is_exception_types
 from resilience.clock import Clock
 from resilience.errors import CircuitOpenError, ConfigurationError, type_name
 from resilience.events import (
@@ -242,21 +242,12 @@ class Engine:
         _forget_locals(error)
         self.last_error = error
         self.connect_failures += 1
-        permanent = isinstance(error, ConfigurationError) or self._is_permanent(error)
+        permanent = isinstance(error, ConfigurationError) or is_permanent(error, self._permanent_errors)
         work = core.connect_failed(now, error, permanent=permanent)
         if ConnectFailed.sinks:
             wait = max(0.0, core.next_attempt_at - now)
             emit(ConnectFailed(self.name, now, error_type=type_name(error), attempt=core.failures, next_in=wait))
         self.do(work)
-
-    def _is_permanent(self, error: BaseException) -> bool:
-        permanent: Any = self._permanent_errors
-        if is_exception_types(permanent):
-            return isinstance(error, permanent)
-        try:
-            return bool(permanent(error))
-        except Exception:  # noqa: BLE001 - the user's function may raise anything; trying again is the safe answer
-            return False
 
     # --- checking ---
 
@@ -379,6 +370,36 @@ class Engine:
             if self.budget is not None:
                 self.budget.note_closed()
                 self.budget.settle()
+
+
+def check_permanent_errors(permanent: object) -> None:
+    """Refuse what does not tell which errors are permanent.
+
+    Raises:
+        ConfigurationError: neither types nor a plain function.
+    """
+    if not is_exception_types(permanent):
+        check_function("permanent_errors", permanent)
+
+
+def is_permanent(error: BaseException, permanent: Any) -> bool:
+    """Tell whether trying again cannot cure an error of connecting."""
+    if is_exception_types(permanent):
+        return isinstance(error, permanent)
+    try:
+        return bool(permanent(error))
+    except Exception:  # noqa: BLE001 - the user's function may raise anything; trying again is the safe answer
+        return False
+
+
+def either(one: PermanentErrors, other: PermanentErrors) -> Callable[[BaseException], bool]:
+    """Give what tells errors that are permanent to one or to the other.
+
+    Raises:
+        ConfigurationError: the other is neither types nor a plain function.
+    """
+    check_permanent_errors(other)
+    return lambda error: is_permanent(error, one) or is_permanent(error, other)
 
 
 def _forget_locals(error: BaseException) -> None:

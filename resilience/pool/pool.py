@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from resilience.breaker import CircuitBreaker
-from resilience.checks import check_function, check_int, check_name, check_number, is_async, is_exception_types, shown
+from resilience.checks import check_function, check_int, check_name, check_number, is_async, shown
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError, PoolClosedError, PoolTimeoutError, PoolUsageError, type_name
 from resilience.events import PoolClosed, PoolResized, emit
@@ -24,7 +24,7 @@ from resilience.forks import renew_locks_in_child
 from .budget import Budget
 from .config import MAX_SECONDS, MAX_SIZE, PoolConfig, merged
 from .core import PoolCore, Work
-from .engine import Engine, PermanentErrors, Step
+from .engine import Engine, PermanentErrors, Step, check_permanent_errors
 from .home import Home, site_of_caller
 from .keeper import Keeper
 from .lease import Acquire, Lease
@@ -95,8 +95,7 @@ class ConnectionPool(Generic[C]):
             raise ConfigurationError(f"breaker must be a CircuitBreaker, got {shown(breaker)}")
         if not isinstance(budget, Budget | None):
             raise ConfigurationError(f"budget must be a Budget, got {shown(budget)}")
-        if not is_exception_types(permanent_errors):
-            check_function("permanent_errors", permanent_errors)
+        check_permanent_errors(permanent_errors)
         config = merged(PoolConfig() if config is None else config, overrides)
         jitter = (rng or random.Random()).random  # noqa: S311 - jitter, no secret
         self._core = PoolCore(config, jitter=jitter, allowance=budget)

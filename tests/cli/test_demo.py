@@ -141,6 +141,12 @@ def test_every_phase_is_announced_and_the_breaker_is_seen_to_open_probe_and_clos
         assert f"breaker {change}" in whole_run.output
 
 
+def test_the_protected_client_keeps_its_connections(whole_run: Finished) -> None:
+    told = re.search(r"made its (\d+) calls over (\d+) connections", " ".join(whole_run.output.split()))
+    assert told is not None
+    assert int(told[1]) > 3 * int(told[2]) > 0
+
+
 def test_the_breaker_keeps_calls_from_a_dead_service_and_time_from_being_lost(whole_run: Finished) -> None:
     naked, protected = whole_run.numbers("of these to the closed port")
     assert naked >= 20

@@ -1,11 +1,12 @@
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 import pytest
 
 from resilience.breaker import CircuitBreaker
-from resilience.cli.demo.clients import SLOTS, Client, ErrorAnswer, Limits, ask, explain, naked, protected
+from resilience.cli.demo.clients import SLOTS, Client, ErrorAnswer, Limits, ask, connections, explain, naked, protected
 from resilience.cli.demo.ledger import Outcome
 from resilience.errors import CircuitOpenError
 
@@ -91,13 +92,44 @@ async def test_a_silent_service_is_a_timeout_for_both_clients_and_a_failure_to_t
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, ignore)
-            clients = naked(port, limits), protected(port, limits, breaker)
-            async with anyio.create_task_group() as calls:
+            async with connections(port, limits) as pool, anyio.create_task_group() as calls:
+                clients = naked(port, limits), protected(limits, breaker, pool)
                 for client in clients:
                     client.send(calls, 0, phase=0, intended=0.0, began=time.monotonic())
             tasks.cancel_scope.cancel()
     assert [client.ledger.reasons for client in clients] == [{"timed out": 1}] * 2
     assert breaker.snapshot().failures == 1
+
+
+async def test_the_protected_client_keeps_its_connections_and_hears_of_a_closed_port_at_once() -> None:
+    limits = Limits.for_run(20)
+    breaker = CircuitBreaker("demo service", limits.breaker_config())
+
+    async def answer(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            with suppress(anyio.EndOfStream):
+                while True:
+                    number = (await stream.receive()).decode().split()[1]
+                    await stream.send(f"OK {number}\n".encode())
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        async with connections(port, limits) as pool:
+            client = protected(limits, breaker, pool)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(listener.serve, answer)
+                for number in range(5):
+                    async with anyio.create_task_group() as calls:
+                        client.send(calls, number, phase=0, intended=0.0, began=time.monotonic())
+                assert (pool.stats().acquired, pool.stats().opened) == (5, 1)
+                tasks.cancel_scope.cancel()
+            await listener.aclose()
+            for number in range(2):  # the first finds the end of the one that was open
+                async with anyio.create_task_group() as calls:
+                    client.send(calls, number, phase=0, intended=0.0, began=time.monotonic())
+    assert client.ledger.count(Outcome.IN_TIME) == 5
+    assert client.ledger.reasons["connection refused"] >= 1
+    assert "timed out" not in client.ledger.reasons
 
 
 async def test_a_closed_port_and_a_broken_connection_have_names_of_their_own() -> None:

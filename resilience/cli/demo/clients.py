@@ -11,6 +11,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from resilience.breaker import CircuitBreaker, CircuitBreakerConfig
 from resilience.errors import RejectedError
+from resilience.pool import create_pool
 from resilience.windows import TimeWindow
 
 from .ledger import Call, Ledger, Outcome
@@ -20,11 +21,13 @@ from .service import HOST
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.abc import TaskGroup
+    from anyio.abc import ByteStream, TaskGroup
 
-__all__ = ["BREAKER_NAME", "RATE", "SLOTS", "Client", "ErrorAnswer", "Limits", "naked", "protected"]
+    from resilience.pool import ConnectionPool
 
-BREAKER_NAME = "demo service"
+__all__ = ["BREAKER_NAME", "RATE", "SLOTS", "Client", "ErrorAnswer", "Limits", "connections", "naked", "protected"]
+
+BREAKER_NAME = POOL_NAME = "demo service"
 RATE = 60
 """Requests a second, for each client."""
 SLOTS = 64
@@ -138,14 +141,27 @@ def naked(port: int, limits: Limits) -> Client:
     return Client("naked", call, limits.attempt)
 
 
-def protected(port: int, limits: Limits, breaker: CircuitBreaker) -> Client:
-    """Give the client that keeps its calls behind a circuit breaker, and each call short."""
+def connections(port: int, limits: Limits) -> ConnectionPool[ByteStream]:
+    """Give the pool of the protected client: who finds the service's port closed shall know at once, not wait."""
+    return create_pool(
+        f"tcp://{HOST}:{port}",
+        name=POOL_NAME,
+        max_size=SLOTS,
+        max_connecting=SLOTS,
+        connect_timeout=limits.attempt,
+        permanent_errors=OSError,
+    )
+
+
+def protected(limits: Limits, breaker: CircuitBreaker, pool: ConnectionPool[ByteStream]) -> Client:
+    """Give the client that keeps its calls behind a circuit breaker, each call short, and its connections in a pool."""
 
     async def call(number: int) -> None:
         # The timeout stands inside the guard, so that running into it is a failure that the breaker sees.
         async with breaker.guard():
             with anyio.fail_after(limits.attempt):
-                await ask(port, number)
+                async with pool.acquire() as stream:
+                    await ask_on(stream, number)
 
     return Client("protected", call, limits.attempt)
 
@@ -158,8 +174,13 @@ async def ask(port: int, number: int) -> None:
         OSError, anyio.IncompleteRead, anyio.BrokenResourceError: there was no answer.
     """
     async with await anyio.connect_tcp(HOST, port) as stream:
-        await stream.send(f"GET {number}\n".encode())
-        answer = await BufferedByteReceiveStream(stream).receive_until(b"\n", 256)
+        await ask_on(stream, number)
+
+
+async def ask_on(stream: ByteStream, number: int) -> None:
+    """Put one request to the service. Errors as in `ask`."""
+    await stream.send(f"GET {number}\n".encode())
+    answer = await BufferedByteReceiveStream(stream).receive_until(b"\n", 256)
     if answer.decode() != f"OK {number}":
         raise ErrorAnswer(answer.decode(errors="replace"))
 

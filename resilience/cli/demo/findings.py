@@ -132,7 +132,7 @@ def findings(run: Run) -> list[str]:
     """Say in sentences what the numbers show, the price included."""
     if len(run.phase_starts) < 2:
         return ["The run ended before the service fell sick: there is nothing to compare."]
-    told = [_saved(run), _spared(run), _price(run)]
+    told = [_saved(run), _spared(run), _price(run), *_pooled(run)]
     if run.stopped_by is None:
         return told
     naked, protected = (_unfinished(run, client) for client in run.clients)
@@ -186,6 +186,17 @@ def _price(run: Run) -> str:
         return told
     quick, slow = (_healed(ledger, run.healed_at) for ledger in (naked, protected))
     return f"{told} All requests of the protected client were answered again {slow} (naked client: {quick})."
+
+
+def _pooled(run: Run) -> list[str]:
+    pool = run.pool.stats()
+    if not pool.acquired:
+        return []
+    told = (
+        f"The protected client made its {pool.acquired} calls over {pool.opened} connections of a pool, which replaced"
+        f" those that broke; {pool.connect_failures} attempts to connect failed. The naked client opens one for each."
+    )
+    return [told]
 
 
 def _healed(ledger: Ledger, healed_at: float) -> str:

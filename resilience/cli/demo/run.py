@@ -14,7 +14,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from resilience.breaker import CircuitBreaker
 from resilience.events import CircuitStateChanged, subscribe
 
-from .clients import BREAKER_NAME, RATE, Client, Limits, naked, protected
+from .clients import BREAKER_NAME, RATE, Client, Limits, connections, naked, protected
 from .ledger import LAST, StateChange, duration
 from .script import Phase, Script
 
@@ -113,7 +113,8 @@ class Run:
         self.limits = Limits.for_run(seconds)
         self.breaker = CircuitBreaker(BREAKER_NAME, self.limits.breaker_config())
         self.naked: Client = naked(service.port, self.limits)
-        self.protected: Client = protected(service.port, self.limits, self.breaker)
+        self.pool = connections(service.port, self.limits)
+        self.protected: Client = protected(self.limits, self.breaker, self.pool)
         self.changes: list[StateChange] = []
         self.phase_starts: list[float] = []
         """When each phase began, in seconds since the load began: as the service told, not as the script says."""
@@ -178,7 +179,7 @@ class Run:
         try:
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._follow_service)
-                async with anyio.create_task_group() as loads:
+                async with self.pool, anyio.create_task_group() as loads:
                     if self.shared is not None:
                         loads.start_soon(self.shared.perform, self._began)
                     await self._send_load()
