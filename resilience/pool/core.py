@@ -421,11 +421,10 @@ class PoolCore:
         """Take in that an attempt failed. A permanent error goes to one caller, if nothing else can serve it."""
         self._note_failure(now)
         work = Work()
-        if permanent and not self.slots:
-            ticket = next(iter(self.waiters), None)
-            if ticket is not None:
-                self._refuse(ticket, error, work)
-        if permanent and self.waiters.live:
+        hopeless = permanent and not self.slots
+        if hopeless and self.waiters.live:
+            self._refuse(next(iter(self.waiters)), error, work)
+        if hopeless and self.waiters.live:
             self.next_attempt_at = now  # the next caller is owed an answer too
         else:
             # Capped before the power, which would overflow after a long night.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from math import inf
 from typing import Any, Final
 
@@ -18,8 +19,10 @@ from .sizing import PeakMemory
 from .slots import Slot
 from .waiters import Deadlines, Ticket
 
-LOOKS_EVERY: Final = 0.1
-"""Seconds between two looks for a deadlock while callers wait."""
+SOONEST: Final = 0.1
+"""Seconds until the next look for a deadlock while callers wait: as many as the first has waited, but not sooner ..."""
+LATEST: Final = 5.0
+"""... and not later."""
 PAUSE: Final = 1.0
 """Seconds after a bug before the keeper goes on: books that do not add up must not keep a processor busy."""
 
@@ -117,7 +120,7 @@ class Keeper:
         holders: dict[int, Any] = {}
         for slot in core.slots.values():
             lease = slot.borrower
-            if lease is None or lease.owner is None or now - slot.leased_at < LOOKS_EVERY:
+            if lease is None or lease.owner is None or now - slot.leased_at < SOONEST:
                 return  # somebody gets on, or nobody can tell
             holders[id(lease.owner)] = lease
         stuck: dict[int, Any] = {id(ticket.owner): ticket for ticket in core.waiters if id(ticket.owner) in holders}
@@ -212,7 +215,8 @@ class Keeper:
         if self._peaks is not None:
             moments.append(self._peaks.ends_at)
         if self._sees_waiters:
-            moments.append(now + LOOKS_EVERY)
+            waiting = now - min((ticket.since for ticket in islice(core.waiters, 1)), default=now)
+            moments.append(now + min(max(SOONEST, waiting), LATEST))
         moments.append(core.impatient_at())
         return min((moment for moment in moments if moment > now), default=inf)
 

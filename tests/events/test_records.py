@@ -58,11 +58,12 @@ ResetFailed           pool.reset_failed                   warning id error_type
 AcquireTimedOut       pool.acquire_timed_out              warning waited size leased waiting
 PoolExhausted         pool.exhausted                      warning
 PoolRecovered         pool.recovered                      info    duration
-LeakSuspected         pool.leak_suspected                 warning id held site
+LeakSuspected         pool.leak_suspected                 warning id held site suspended_at
 LeakReturned          pool.leak_returned                  warning id held site
 ReconnectFailed       pool.reconnect_failed               error   elapsed error_type
 PoolResized           pool.resized                        info
 PoolClosed            pool.closed                         info    forced
+PoolFailed            pool.failed                         error   error_type
 PrewarmPredicted      pool.prewarm_predicted              debug   predicted actual
 AttemptFailed         retry.attempt_failed                warning attempt max_attempts delay elapsed remaining error_type call_id
 RetrySuppressed       retry.suppressed                    warning reason
