@@ -168,9 +168,8 @@ class Lender:
         patience, priority, avoid = request.wish
         request.begin(now, now + patience, priority, avoid)
         if not core.waiters.order:
-            slot = core.take(now, priority, avoid)
-            if slot is not None:
-                request.slot, request.live = slot, False
+            request.slot = core.take(now, priority, avoid)
+            if request.slot is not None:
                 return
         self._refuse_if_hopeless(now, request.deadline)
         self._let_wait(request, now, first=False)
@@ -183,14 +182,13 @@ class Lender:
         """
         self.check_usable()
         core, now = self.core, self.now()
-        request.live, request.fresh = True, False
+        request.fresh = False
         request.slot = core.take(now, request.priority, request.avoid)
         if request.slot is not None:
-            request.live = False
-        elif request.deadline <= now:
+            return
+        if request.deadline <= now:
             raise self._timed_out(request.since)
-        else:
-            self._let_wait(request, now, first=True)
+        self._let_wait(request, now, first=True)
 
     def _let_wait(self, request: Request, now: float, *, first: bool) -> None:
         core = self.core

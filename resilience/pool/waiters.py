@@ -40,7 +40,7 @@ class Ticket:
         self.begin(now, deadline, priority, avoid)
 
     def begin(self, now: float, deadline: float, priority: int, avoid: Slot | None) -> None:
-        """Begin to wait, without a connection."""
+        """Ask, without a connection yet; who has to wait is added to the waiters."""
         self.since = now
         self.deadline = deadline
         self.priority = priority
@@ -48,7 +48,7 @@ class Ticket:
         self.seat: Any = None
         self.fresh = False
         self.error: BaseException | None = None
-        self.live = True
+        self.live = False
 
 
 class Waiters:
