@@ -107,6 +107,8 @@ class PoolCore:
         self._jitter = jitter
         self._next_id = 1
         self._expiring = 0
+        self._owes_answers = False
+        """Whether the last error of connecting was permanent: who asks now gets an attempt at once, and its error."""
         self._bound = config.max_size
         """What size + connecting may be: more than `max_size` after it was lowered, until what is too much is gone."""
 
@@ -367,7 +369,8 @@ class PoolCore:
         room = min(self.max_size - self.size, self.config.max_connecting) - self.connecting
         if self.failures:
             # One at a time, and not before its time, until one has succeeded.
-            room = min(room, 1 - self.connecting if now >= self.next_attempt_at else 0)
+            ready = now >= self.next_attempt_at or (self._owes_answers and self.waiters.live)
+            room = min(room, 1 - self.connecting if ready else 0)
         return max(0, min(room, max(self._wanted_by_waiters(now), self.missing())))
 
     def missing(self) -> int:
@@ -403,7 +406,7 @@ class PoolCore:
     def opened(self, connection: Any, now: float, took: float) -> tuple[Slot, Work]:
         """Take in a connection that was opened in `took` seconds."""
         self.connecting -= 1
-        self.failures, self.failing_since, self.next_attempt_at = 0, inf, -inf
+        self.failures, self.failing_since, self.next_attempt_at, self._owes_answers = 0, inf, -inf, False
         self.connect_time += (took - self.connect_time) * (SMOOTHING if self.connect_time else 1.0)
         lifetime = self.config.max_lifetime
         retire_at = inf if lifetime is None else now + lifetime * (1 - JITTER * self._jitter())
@@ -421,21 +424,18 @@ class PoolCore:
         """Take in that an attempt failed. A permanent error goes to one caller, if nothing else can serve it."""
         self._note_failure(now)
         work = Work()
-        hopeless = permanent and not self.slots
-        if hopeless and self.waiters.live:
+        self._owes_answers = permanent and not self.slots
+        if self._owes_answers and self.waiters.live:
             self._refuse(next(iter(self.waiters)), error, work)
-        if hopeless and self.waiters.live:
-            self.next_attempt_at = now  # the next caller is owed an answer too
-        else:
-            # Capped before the power, which would overflow after a long night.
-            longest = min(self.config.reconnect_cap, self.config.reconnect_base * 2.0 ** min(self.failures - 1, 30))
-            self.next_attempt_at = now + longest * self._jitter()
+        # Capped before the power, which would overflow after a long night.
+        longest = min(self.config.reconnect_cap, self.config.reconnect_base * 2.0 ** min(self.failures - 1, 30))
+        self.next_attempt_at = now + longest * self._jitter()
         return self.plan(work, now)
 
     def connect_refused(self, now: float, error: BaseException, retry_after: float) -> Work:
         """Take in that the breaker lets nobody connect: all callers learn that, if nothing else can serve them."""
         self._note_failure(now)
-        self.next_attempt_at = now + retry_after
+        self.next_attempt_at, self._owes_answers = now + retry_after, False
         work = Work()
         if not self.slots and not self.connecting:
             for ticket in list(self.waiters):

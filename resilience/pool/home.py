@@ -131,16 +131,21 @@ def told(site: Site) -> str:
 
 DEPTH: Final = 100
 """Coroutines that await each other, at most, in which a task is looked for."""
+LIBRARIES: Final = {"anyio", "asyncio", "contextlib", "outcome", "trio", __name__.partition(".")[0]}
+"""In which everybody is suspended: where they were called from says more."""
 
 
 def place_of(task: Any) -> str:
-    """Write down where a task is suspended, as "file:line function"; empty if that cannot be told."""
-    frame = None
+    """Write down where the user's code in a task is suspended, as "file:line function"; empty if nobody can tell."""
+    innermost = theirs = None
     waiting = task.get_coro() if hasattr(task, "get_coro") else getattr(task, "coro", None)
     for _ in range(DEPTH):
-        inner = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
-        if inner is None:
+        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
+        if frame is None:
             break
-        frame = inner
+        innermost = frame
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES:
+            theirs = frame
         waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
-    return "" if frame is None else told((frame.f_code, frame.f_lasti))
+    place = theirs or innermost
+    return "" if place is None else told((place.f_code, place.f_lasti))

@@ -41,7 +41,8 @@ class Keeper:
         self._core = engine.core
         self._poked = False
         self._wake: anyio.Event | None = None
-        self._told_outage = False
+        self._told_outage = -inf
+        """When the outage began that was told last."""
         self._deadlines = Deadlines()
         self._sleeps_until = -inf
         self._sees_waiters = False
@@ -162,12 +163,9 @@ class Keeper:
 
     def _tell_outage(self, now: float) -> None:
         core, config, engine = self._core, self._config, self._engine
-        if not core.failures:
-            self._told_outage = False
+        if self._told_outage == core.failing_since or now < core.failing_since + config.reconnect_give_up:
             return
-        if self._told_outage or now < core.failing_since + config.reconnect_give_up:
-            return
-        self._told_outage = True
+        self._told_outage = core.failing_since
         if ReconnectFailed.sinks:
             kind = "unknown" if engine.last_error is None else type_name(engine.last_error)
             emit(ReconnectFailed(engine.name, now, elapsed=now - core.failing_since, error_type=kind))
