@@ -89,11 +89,12 @@ class QueueSink:
         self._untold += count
         now = self._clock()
         if now - self._told_at >= DROPS_TOLD_EVERY:
+            # Set before anything is called: in a call another thread may come past the question, and this very sink may
+            # hear of it, drop it, and come here again.
+            self._told_at = now
             self._tell_dropped(now)
 
     def _tell_dropped(self, now: float) -> None:
-        # Set before telling: this very sink may hear of it, drop it, and come here again.
-        self._told_at = now
         dropped, self._untold = self._untold, 0
         if EventsDropped.sinks and dropped:
             emit(EventsDropped("events", now, sink=sink_name(self), dropped=dropped))

@@ -252,6 +252,8 @@ class PoolCore:
         """
         if self.holds < EVIDENCE or self.idle or self.connecting or not self.slots:
             return 0.0
+        if self.size < self.max_size and not self.failures:  # it may grow any moment
+            return 0.0
         return (self.waiters.live + 1) * self.quickest / len(self.slots)
 
     def _take_out(self, slot: Slot) -> None:

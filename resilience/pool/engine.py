@@ -45,6 +45,7 @@ class Engine:
         home, group: the event loop and the tasks of the pool, None until it is entered.
         poke: lets the keeper look again what is due.
         last_error: of connecting, None once it went well.
+        on_move: called after each move of the books.
         on_rest: called when nothing is lent or reserved while the pool closes.
         on_opened: called when a connection was opened.
     """
@@ -77,6 +78,7 @@ class Engine:
         self.group: TaskGroup | None = None
         self.home: Home | None = None
         self.poke: Callable[[], object] = _nothing
+        self.on_move: Callable[[], object] = _nothing
         self.on_rest: Callable[[], object] = _nothing
         self.on_opened: Callable[[], object] = _nothing
         self.last_error: BaseException | None = None
@@ -105,6 +107,7 @@ class Engine:
             self.poke()
         if self.budget is not None:
             self.budget.settle()
+        self.on_move()
 
     # --- as a member of a budget ---
 

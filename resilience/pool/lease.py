@@ -176,7 +176,7 @@ class Acquire(Request, Generic[C]):
         if error is not None or lender.resets or core.special or now >= slot.retire_at:
             lender.find_place(slot, now, failed=error is not None)
             return
-        if slot.uses < 8 or not slot.uses & 15:  # later a sample will do: it changes slowly
+        if slot.uses < 32 or not slot.uses & 15:  # later a sample will do: it changes slowly
             core.note_hold(now - slot.leased_at)
         slot.idle_since = slot.alive_at = now
         if core.waiters.order:

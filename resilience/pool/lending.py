@@ -95,6 +95,7 @@ class Lender:
         self.waited = self.used = 0.0
         self._engine = engine
         self._keeper = keeper
+        engine.on_move = self._note_pressure
         self._home: Home | None = None
         self._forked = False
         self._exhausted_at: float | None = None
@@ -192,11 +193,11 @@ class Lender:
 
     def _let_wait(self, request: Request, now: float, *, first: bool) -> None:
         core = self.core
-        if self._exhausted_at is None:
-            self._note_exhaustion(now)
         # Where there is no room, nothing but to wait is to be done.
         if len(core.slots) + core.connecting >= core.max_size and request.avoid is None and self.plain is not None:
             core.waiters.add(request, first=first)
+            if self._exhausted_at is None:
+                self._note_pressure()
         else:
             self._engine.do(core.wait(request, now, first=first))
             if not request.live:
@@ -216,7 +217,7 @@ class Lender:
             why it was assigned nothing.
         """
         if self._exhausted_at is not None and not self.core.waiters.order:
-            self._note_recovery()
+            self._note_pressure()
         slot, now = request.slot, self.now()
         if slot is None:
             raise self._refusal(request)
@@ -352,17 +353,18 @@ class Lender:
 
     # --- telling ---
 
-    def _note_exhaustion(self, now: float) -> None:
-        if self.core.leased >= self.core.max_size:
-            self._exhausted_at = now
-            if PoolExhausted.sinks:
-                emit(PoolExhausted(self.name, now))
-
-    def _note_recovery(self) -> None:
-        if self._exhausted_at is not None:
+    def _note_pressure(self) -> None:
+        """Tell when callers begin to wait because all is lent, and when nobody waits any more."""
+        core = self.core
+        if self._exhausted_at is None:
+            if core.waiters.order and core.leased >= core.max_size:
+                self._exhausted_at = now = self.now()
+                if PoolExhausted.sinks:
+                    emit(PoolExhausted(self.name, now))
+        elif not core.waiters.order:
             began, self._exhausted_at = self._exhausted_at, None
-            now = self.now()
             if PoolRecovered.sinks:
+                now = self.now()
                 emit(PoolRecovered(self.name, now, duration=now - began))
 
     def stats(self) -> PoolStats:
