@@ -71,7 +71,8 @@ class PoolCore:
         hold: running mean of how long a connection is held, in seconds, 0 if none came back yet.
         quickest: the shortest lately; forgotten slowly.
         connect_time: running mean of what opening one takes, in seconds, 0 if none was opened yet.
-        floor: connections that are to be there although nobody asks for them: those of `warm`, and prewarmed ones.
+        warming: connections that are to be opened once, although nobody asks for them.
+        prewarmed: connections that are kept because they were wanted at this time before.
         lent: how often connections were lent that are gone.
         peak: most that were wanted at a time since the shell last set it to 0.
     """
@@ -96,7 +97,8 @@ class PoolCore:
         self.hold = 0.0
         self.quickest = inf
         self.connect_time = 0.0
-        self.floor = 0
+        self.warming = 0
+        self.prewarmed = 0
         self.peak = 0
         self.lent = 0
         self.lifo = config.reuse == "lifo"
@@ -378,7 +380,7 @@ class PoolCore:
     def missing(self) -> int:
         """Give how many connections are to be opened although nobody asks for them."""
         # Those that will go soon do not count: their replacement is there before.
-        floor = min(max(self.min_size, self.floor) + self._expiring, self.max_size)
+        floor = min(max(self.min_size, self.warming, self.prewarmed) + self._expiring, self.max_size)
         return floor - self.size - self.connecting
 
     def _wanted_by_waiters(self, now: float) -> int:
@@ -418,8 +420,8 @@ class PoolCore:
         self._note_special()
         work = Work()
         self._place(slot, now, work, fresh=True)
-        if self.size >= self.floor:
-            self.floor = 0
+        if self.size >= self.warming:
+            self.warming = 0
         return slot, self.plan(work, now)
 
     def connect_failed(self, now: float, error: BaseException, *, permanent: bool) -> Work:
@@ -505,7 +507,7 @@ class PoolCore:
         """Move the bounds: what is too much goes now if it is idle, else when it comes back."""
         self._bound = max(max_size, self.size + self.connecting)
         self.min_size, self.max_size = min_size, max_size
-        self.floor = min(self.floor, max_size)
+        self.warming = min(self.warming, max_size)
         work = Work()
         while self.size > max_size and self.idle:
             self._drop(self.idle.popleft(), "resized", work)
@@ -514,7 +516,7 @@ class PoolCore:
 
     def warm(self, connections: int, now: float) -> Work:
         """Have so many connections opened, once."""
-        self.floor = min(connections, self.max_size) if connections > self.size else 0
+        self.warming = min(connections, self.max_size) if connections > self.size else 0
         return self.plan(Work(), now)
 
     def close(self, error: Callable[[], BaseException]) -> Work:

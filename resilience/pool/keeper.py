@@ -12,7 +12,7 @@ from resilience.errors import PoolDeadlockError, type_name
 from resilience.events import LeakReturned, LeakSuspected, PrewarmPredicted, ReconnectFailed, emit
 from resilience.forecast import Forecast
 
-from .core import JITTER
+from .core import JITTER, Work
 from .engine import Engine
 from .home import Site, place_of, told
 from .sizing import PeakMemory
@@ -185,8 +185,8 @@ class Keeper:
         ended = peaks.turn(now)
         if ended is not None and PrewarmPredicted.sinks and (ended.predicted or ended.actual):
             emit(PrewarmPredicted(self._engine.name, now, predicted=ended.predicted, actual=ended.actual))
-        if peaks.predicted > core.size:
-            self._engine.do(core.warm(peaks.predicted, now))
+        core.prewarmed = peaks.predicted
+        self._engine.do(core.plan(Work(), now))
 
     def outlook(self) -> Forecast | None:
         """Give what is expected to be wanted in the next minute; None without memory of those before."""
