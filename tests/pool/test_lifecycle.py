@@ -135,9 +135,11 @@ async def test_closing_gives_up_what_is_being_opened(server: Server) -> None:
 
 async def test_what_a_connect_opens_in_spite_of_that_is_closed(server: Server) -> None:
     async def stubborn() -> Connection:
+        opened: list[Connection] = []
         with anyio.CancelScope(shield=True):
             await anyio.sleep(2)
-            return await server.connect()
+            opened.append(await server.connect())
+        return opened[0]
 
     async with ConnectionPool(stubborn, close=server.close, min_size=1, clock=anyio.current_time, debug=True) as pool:
         await anyio.sleep(1)
