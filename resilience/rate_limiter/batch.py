@@ -209,6 +209,7 @@ class Batch:
     def halve(self) -> Batch:
         """Keep the first half, and give a batch of the second."""
         half = Batch(self.deadline)
+        half.resent = self.resent
         middle = (len(self.items) + 1) // 2
         half.items = self.items[middle:]
         del self.items[middle:]
@@ -231,12 +232,15 @@ class Batch:
                 same.append(item)
         keys: list[str] = []
         arguments: list[str | int] = []
-        self.items = []
+        sent: list[Item] = []
         for (limiter, operation, cost, extra), items in groups.items():
             arguments += (limiter.spec(), operation, cost, extra, len(items))
             for item in items:
                 keys += limiter.wire_keys(item.request.key)
-            self.items += items
+            sent += items
+        # At the end, or nobody would be told if a function of the user's raises above. What comes later, if this is
+        # sent again, joins nothing that is not in it any more.
+        self.items, self._shared = sent, {}
         return keys, arguments
 
     def settle(self, reply: Iterator[int], server: int, ago: int) -> None:

@@ -416,7 +416,8 @@ class SyncLine:
         self._connection.send_packed_command([packed(*command)], check_health=False)
 
     def _read(self, deadline: float) -> Any:
-        self._set_limit(deadline)
+        # What is there is read, however late it is here: a thread that was held up says nothing about the server.
+        self._connection._sock.settimeout(max(deadline - time.monotonic(), _SHORTEST))  # noqa: SLF001 - as below
         return self._connection.read_response()
 
     def _set_limit(self, deadline: float) -> None:

@@ -179,7 +179,8 @@ class SharedStore:
         """Give keys and arguments of a trip, and whether this instance is noted with it."""
         keys, arguments = batch.encode()
         now = self.now()
-        if now < self._refresh_at.get(shard, -inf):
+        # Where everybody has left there are no keys, and a cluster could not tell where to go without one.
+        if keys and now < self._refresh_at.get(shard, -inf):
             return keys, ["", *arguments], False
         self._refresh_at[shard] = now + REFRESH
         return [*keys, self._instances_key(shard)], [self._note(), *arguments], True

@@ -27,7 +27,7 @@ asked together. The second starts for less, see `WORTH_A_TRIP`."""
 class _Shard:
     """The keys that one script call may touch: all of a server, or those of one hash tag of a cluster."""
 
-    __slots__ = ("connecting", "departing", "flying", "late", "line", "number", "pending")
+    __slots__ = ("connecting", "departing", "flying", "late", "line", "number", "pending", "stale")
 
     def __init__(self, number: int, max_batch: int, line: AsyncLine | AsyncClusterLine) -> None:
         self.number = number
@@ -37,6 +37,8 @@ class _Shard:
         self.departing = False
         """Whether a trip leaves as soon as everybody who is about to ask has asked."""
         self.connecting = False
+        self.stale = False
+        """Whether the line leads to a replica: it is closed when the trips under way on it have ended."""
         self.late: asyncio.TimerHandle | None = None
 
 
@@ -116,6 +118,10 @@ class AsyncioTrips:
             return
         if shard.connecting:
             return
+        if shard.stale:
+            if not shard.flying:
+                self._spawn(self._close_and_start(shard))
+            return
         if shard.flying and not late and waiting == 1 and not self._is_worth_a_trip(shard):  # it may still grow
             if shard.late is None:
                 shard.late = self._loop.call_later(self._store.budget / 4, self._start_late, shard)
@@ -136,7 +142,7 @@ class AsyncioTrips:
         if shard.late is not None:
             shard.late.cancel()
             shard.late = None
-        if not shard.pending.batches:
+        if not shard.pending.batches or shard.stale:
             return
         permit = self._store.permit()
         if permit is None:
@@ -146,9 +152,15 @@ class AsyncioTrips:
         line = shard.line
         if isinstance(line, AsyncLine) and not line.is_ready:
             shard.connecting = True
-            self._spawn(self._connect(shard, line, permit, shard.pending.batches[0]))
+            task = self._spawn(self._connect(shard, line, permit, shard.pending.batches[0]))
+            task.add_done_callback(partial(self._connect_ended, shard, permit))
             return
         batch = shard.pending.batches.popleft()
+        if batch.deadline <= self._loop.time():  # this process was held up: that says nothing about the store
+            permit.drop()
+            batch.fail("late", certain=True)
+            self._start(shard)
+            return
         rest = batch.halve() if len(batch) >= WORTH_A_TRIP and not shard.flying else None
         self._send(_Flight(shard, batch, permit))
         if rest is not None and (permit := self._store.permit()) is not None:
@@ -156,6 +168,13 @@ class AsyncioTrips:
         elif rest is not None:
             rest.fail(self._store.cause, certain=True)
         self._start(shard)
+
+    @staticmethod
+    def _connect_ended(shard: _Shard, permit: Permit, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and shard.connecting:  # it never began, and could not say so
+            permit.drop()
+            shard.connecting = False
+            shard.pending.fail("cancelled")
 
     async def _connect(self, shard: _Shard, line: AsyncLine, permit: Permit, batch: Batch) -> None:
         """Connect the line, within the time that those have who wait for it."""
@@ -225,7 +244,8 @@ class AsyncioTrips:
             batch.resent = True
             flight.permit.drop()
             shard.pending.batches.appendleft(batch)
-            self._spawn(self._close_and_start(shard))
+            shard.stale = True
+            self._start(shard)
             return
         if isinstance(answer, bytes):
             try:
@@ -249,8 +269,9 @@ class AsyncioTrips:
         self._start(shard)
 
     async def _close_and_start(self, shard: _Shard) -> None:
-        if not shard.connecting:  # another trip has heard the same, and is already on it
+        if shard.stale:  # or another one was quicker
             await shard.line.close()
+            shard.stale = False
         self._start(shard)
 
     def _gone(self, flight: _Flight) -> None:

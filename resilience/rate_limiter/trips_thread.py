@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilience.breaker import Permit
 
-from .batch import WORTH_A_TRIP, Batch, Caller, Item, Pending, Request, Unreachable, Wake
+from .batch import UNRANKED, WORTH_A_TRIP, Batch, Caller, Item, Pending, Request, Unreachable, Wake
 from .store import Call, SharedStore
 
 if TYPE_CHECKING:
@@ -118,8 +118,9 @@ class ThreadTrips:
                 if bell.watched:
                     await bell.event.wait()
                 else:
-                    await bell.watch(trio, deadline - time.monotonic())
-                if time.monotonic() >= deadline or item.done:
+                    await bell.watch(trio, max(0.0, deadline - time.monotonic()))
+                # Not the outcome: that is there a moment before the places.
+                if caller.rank != UNRANKED or time.monotonic() >= deadline:
                     break
         except BaseException:
             self._refund(item, item.leave(caller))
@@ -154,7 +155,7 @@ class ThreadTrips:
         pending = self._pending.get(number)
         if pending is None:
             # Half as many as a call may have: of a crowd that asks at once, two trips are under way from the start.
-            pending = self._pending[number] = Pending(34)
+            pending = self._pending[number] = Pending(min(34, self._store.max_batch))
         return pending
 
     def _refund(self, item: Item, units: int) -> None:
@@ -170,6 +171,10 @@ class ThreadTrips:
             except RuntimeError as error:  # there is none to be had: decided here, as in an overload
                 for pending in self._pending.values():
                     pending.fail(type(error).__name__)
+                if self._steps is not None:
+                    steps, self._steps = self._steps, None
+                    steps.close()
+                    self._store.end_recovery()  # the next caller tries again
                 return
             self._thread = thread
         elif self._idle:  # to ask that takes a tenth of the time of telling nobody
@@ -177,7 +182,7 @@ class ThreadTrips:
             self._work.notify()
 
     def _answered(self, item: Item, caller: Caller) -> tuple[Item, int]:
-        if item.outcome is not None:
+        if caller.rank != UNRANKED:
             return item, caller.rank
         # The thread is stuck, in a name server say: nobody waits for it.
         self._refund(item, item.leave(caller))  # or is it there just now?
@@ -240,6 +245,9 @@ class ThreadTrips:
     def _trip(self, number: int, batch: Batch, lines: _Lines) -> None:
         """Begin a trip."""
         store = self._store
+        if batch.deadline <= time.monotonic():  # this process was held up: that says nothing about the store
+            batch.fail("late", certain=True)
+            return
         permit = store.permit()
         if permit is None:
             batch.fail(store.cause, certain=True)
@@ -252,10 +260,10 @@ class ThreadTrips:
             flight.began = time.monotonic()
             reply = lines.send(flight, keys, arguments, batch.deadline - flight.began)
         except BaseException as error:  # noqa: BLE001 - the thread outlives everything, and the callers get an answer
-            self._crash(flight, error, certain=lines.is_certain(error))
+            self._crash(lines, flight, error, certain=lines.is_certain(error))
         else:
             if reply is not None:
-                self._land(flight, reply)
+                self._land(lines, flight, reply)
 
     def _receive(self, lines: _Lines) -> None:
         """Take in what the next of the trips under way brings."""
@@ -263,10 +271,10 @@ class ThreadTrips:
         try:
             flight, answer = lines.receive(oldest.batch.deadline - time.monotonic())
         except BaseException as error:  # noqa: BLE001 - as above
-            self._crash(oldest, error, certain=False)
+            self._crash(lines, oldest, error, certain=False)
             return
         if isinstance(answer, bytes):
-            self._land(flight, answer)
+            self._land(lines, flight, answer)
         elif lines.is_read_only(answer) and not flight.batch.resent:
             # A failover: whoever is asked now may know the new primary. Nothing ran, so it may be sent again.
             flight.batch.resent = self._stale = True
@@ -275,13 +283,12 @@ class ThreadTrips:
             with self._work:
                 self._pending[flight.number].batches.appendleft(flight.batch)
         else:
-            self._crash(flight, answer, certain=lines.is_certain(answer))
-            lines.close()
+            self._crash(lines, flight, answer, certain=lines.is_certain(answer))
         if self._stale and not self._flights:
             self._stale = False
             lines.close()
 
-    def _land(self, flight: _Flight, reply: bytes) -> None:
+    def _land(self, lines: _Lines, flight: _Flight, reply: bytes) -> None:
         """Take in the reply of one trip."""
         try:
             ago = time.monotonic() - flight.began
@@ -289,14 +296,15 @@ class ThreadTrips:
                 flight.permit, reply, flight.batch, shard=flight.number, ago=ago, refreshing=flight.refreshing
             )
         except BaseException as error:  # noqa: BLE001 - a reply that makes no sense, of a script that is not ours
-            self._crash(flight, error, certain=False)
+            self._crash(lines, flight, error, certain=False)
             return
         self._flights.remove(flight)
         self._give_back(flight)
 
-    def _crash(self, flight: _Flight, error: BaseException, *, certain: bool) -> None:
+    def _crash(self, lines: _Lines, flight: _Flight, error: BaseException, *, certain: bool) -> None:
         """Let a trip fail, and with it all others on its connection."""
         others, self._flights = self._flights, []
+        lines.close()  # or the next trip would take in what was meant for these
         self._store.fail(flight.permit, error, flight.batch, certain=certain)
         for other in others:
             if other is not flight:
