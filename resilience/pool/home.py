@@ -28,7 +28,6 @@ class TrioSeat:
         return self._wait().__await__()
 
     async def _wait(self) -> None:
-        await self._lowlevel.checkpoint_if_cancelled()
         if self._woken:
             return
         self._task = self._lowlevel.current_task()

@@ -416,6 +416,38 @@ def test_who_borrowed_in_vain_leaves_an_age_and_uses_as_they_were() -> None:
     assert (slot.uses, slot.idle_since, core.hold) == (0, 0.0, 0.0)
 
 
+def test_nobody_is_lent_what_somebody_waits_beside() -> None:
+    """Who waits may not want the one that is idle; a newcomer has to stand behind all the same."""
+    core = make(max_size=2, grow="demand")
+    (slot,) = opened(core, 1)
+    core.give_back(slot, 0.0)
+    core.wait(Ticket(0.0, avoid=slot), 0.0)
+    assert list(core.idle) == [slot]
+    assert core.take(0.0) is None
+
+
+def test_after_a_failed_check_all_others_must_prove_that_they_are_alive() -> None:
+    core = make(max_size=3, check_after_idle=None)
+    slots = opened(core, 3)
+    core.give_back(slots[0], 0.0)
+    core.check_failed(slots[1], 0.0)
+    assert not slots[0].needs_nothing(0.0, core.fresh_for)
+    assert not slots[2].needs_nothing(0.0, core.fresh_for)
+    core.give_back(slots[2], 1.0)
+    assert slots[2].needs_nothing(1.0, core.fresh_for)
+
+
+def test_a_reset_belongs_neither_to_the_use_nor_to_the_idle_time() -> None:
+    core = make(max_idle=10.0)
+    (slot,) = opened(core, 1)
+    core.reserve(slot, 4.0)
+    assert core.hold == 4.0
+    core.give_back(slot, 9.0)
+    assert core.hold == 4.0
+    assert core.due(13.9).closing == []
+    assert len(core.due(14.0).closing) == 1
+
+
 def test_a_smaller_pool_lets_idle_ones_go_now_and_others_when_they_come_back() -> None:
     core = make(max_size=4)
     first, second, third, fourth = opened(core, 4)

@@ -264,6 +264,44 @@ async def test_who_borrows_in_a_loop_does_not_starve_who_waits(server: Server) -
             scopes[0].cancel()
 
 
+async def test_who_was_given_a_broken_connection_keeps_the_place(server: Server) -> None:
+    order: list[str] = []
+    async with server.pool(max_size=1, check_after_idle=0) as pool:
+
+        async def call(name: str) -> None:
+            async with pool.acquire():
+                order.append(name)
+
+        lease = await pool.acquire()
+        server.opened[0].is_broken = True
+        async with anyio.create_task_group() as group:
+            for name in ("first", "second", "third"):
+                group.start_soon(call, name)
+                await settled()
+            lease.release()
+    assert order == ["first", "second", "third"]
+
+
+async def test_a_hurried_caller_behind_a_patient_one_gives_up_in_time(server: Server) -> None:
+    async with server.pool(max_size=1) as pool:
+        lease = await pool.acquire()
+        crowd = Crowd(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(crowd.call, 0, 0.0, 200.0)
+            await anyio.sleep(50.3)
+            group.start_soon(crowd.call, 1, 0.0, 0.5)
+            await anyio.sleep(2)
+            assert crowd.failed[1][0] == pytest.approx(50.8)
+            lease.release()
+
+
+async def test_who_has_no_time_has_nothing_opened(server: Server) -> None:
+    async with server.pool() as pool:
+        with pytest.raises(PoolTimeoutError):
+            await pool.acquire(timeout=0)
+        assert server.attempts == []
+
+
 # --- growing and shrinking ---
 
 
@@ -671,6 +709,30 @@ async def test_a_reset_that_needs_no_waiting_is_done_at_once(server: Server) -> 
         lease.release()
         assert seen == [1]
         await is_idle(pool, 1)
+
+
+async def test_a_failed_borrowers_connection_is_checked_although_it_was_reset(server: Server) -> None:
+    async with server.pool(max_size=1, reset=server.reset, check_after_idle=None) as pool:
+        with pytest.raises(ZeroDivisionError):
+            async with pool.acquire():
+                raise ZeroDivisionError
+        async with pool.acquire():
+            assert server.checked == [1]
+
+
+@pytest.mark.parametrize("why", ["drained", "discarded", "too old"])
+async def test_what_must_go_goes_when_its_borrower_is_done(server: Server, why: str) -> None:
+    async with server.pool(max_size=1, max_lifetime=10.0, jitter=0.0) as pool:
+        async with pool.acquire() as connection:
+            if why == "drained":
+                pool.drain()
+            elif why == "discarded":
+                pool.discard(connection)
+            else:
+                await anyio.sleep(11)
+        assert pool.stats().size == 0
+        await settled()
+        assert server.open == []
 
 
 # --- draining and resizing ---
