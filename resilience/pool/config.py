@@ -122,11 +122,11 @@ _POSITIVE: Final = (
     "max_idle",
     "keepalive",
     "leak_after",
+    "reconnect_base",
+    "reconnect_cap",
 )
 _NOT_NEGATIVE: Final = (
     "close_grace",
-    "reconnect_base",
-    "reconnect_cap",
     "reconnect_give_up",
     "acquire_timeout",
     "check_after_idle",

@@ -354,6 +354,13 @@ class PoolCore:
             self.connecting += wanted
         return work
 
+    def take_back_connects(self, work: Work) -> None:
+        """Start none of the connects of `work`."""
+        for _ in range(work.connects):
+            self.connecting -= 1
+            self._return_allowance()
+        work.connects = 0
+
     def wants_since(self, now: float) -> float:
         """Give the moment since which a connection is wanted that might be opened now; inf if none is."""
         if self.size + self.connecting >= self.max_size or not self._connects_to_start(now):
@@ -516,7 +523,10 @@ class PoolCore:
 
     def warm(self, connections: int, now: float) -> Work:
         """Have so many connections opened, once."""
-        self.warming = min(connections, self.max_size) if connections > self.size else 0
+        most = self.max_size
+        if self._allowance is not None:
+            most = min(most, self.size + self.connecting + max(0, self._allowance.left))
+        self.warming = min(connections, most) if connections > self.size else 0
         return self.plan(Work(), now)
 
     def close(self, error: Callable[[], BaseException]) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from inspect import isawaitable
@@ -88,6 +89,7 @@ class Engine:
         self._working = 0
         self._done: anyio.Event | None = None
         self._attempts: set[anyio.CancelScope] = set()
+        self._scopes: set[anyio.CancelScope] = set()
 
     def do(self, work: Work) -> None:
         """Do what a move of the books made necessary. Never waits."""
@@ -97,6 +99,8 @@ class Engine:
                 self.wake(ticket.seat)
         for slot, reason in work.closing:
             self.start(self._close, slot, reason)
+        if self.group is None:  # not entered yet: it begins then
+            core.take_back_connects(work)
         for _ in range(work.connects):
             self.start(self._connect)
         if self.config.debug:
@@ -162,11 +166,15 @@ class Engine:
             self.group.start_soon(self._run, function, *args)
 
     async def _run(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
         try:
-            await function(*args)
+            with scope:
+                await function(*args)
         except Exception as error:  # noqa: BLE001 - a bug of ours, or books that do not add up: never the end of the host
             self.note_bug(error)
         finally:
+            self._scopes.discard(scope)
             self._working -= 1
             if self._working == 0 and self._done is not None:
                 self._done.set()
@@ -218,9 +226,9 @@ class Engine:
             self._attempts.add(scope)
             try:
                 if self.breaker is None:
-                    return await self.connect()
+                    return await _own(self.connect())
                 async with self.breaker.guard():
-                    return await self.connect()
+                    return await _own(self.connect())
             finally:
                 self._attempts.discard(scope)
         return None  # given up: the pool closes
@@ -228,6 +236,11 @@ class Engine:
     def cancel_attempts(self) -> None:
         """Give up what is being opened: the pool closes."""
         for scope in list(self._attempts):
+            scope.cancel()
+
+    def cancel_all(self) -> None:
+        """Give up whatever is under way; what is being closed minds no cancellation."""
+        for scope in list(self._scopes):
             scope.cancel()
 
     def _unusable(self, connection: object) -> BaseException | None:
@@ -305,7 +318,7 @@ class Engine:
             with anyio.fail_after(seconds):
                 answer = self.check(slot.connection)
                 if isawaitable(answer):
-                    answer = await answer
+                    answer = await _own(answer)
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the connection is broken
             return error
         return ConnectionError("the check returned False") if answer is False else None
@@ -333,20 +346,20 @@ class Engine:
         if isawaitable(result):
             self.start(self._reset, slot, result, failed)
         else:
-            self.do(core.give_back(slot, now, alive=not failed))
+            self.do(core.give_back(slot, now, alive=not failed or self.check is None))
 
     async def _reset(self, slot: Slot, result: Awaitable[object], failed: bool) -> None:  # noqa: FBT001 - of a task
         core = self.core
         try:
             with anyio.fail_after(self.config.reset_timeout):
-                await result
+                await _own(result)
         except Exception as error:  # noqa: BLE001 - as above
             self._reset_failed(slot, error)
         except BaseException:
             self.do(core.discard(slot, "cancelled", self.now()))
             raise
         else:
-            self.do(core.give_back(slot, self.now(), alive=not failed))
+            self.do(core.give_back(slot, self.now(), alive=not failed or self.check is None))
 
     def _reset_failed(self, slot: Slot, error: BaseException) -> None:
         now = self.now()
@@ -368,7 +381,7 @@ class Engine:
                 with suppress(Exception), anyio.CancelScope(shield=True), anyio.fail_after(self.config.close_timeout):
                     result = self.close(slot.connection)
                     if isawaitable(result):
-                        await result
+                        await _own(result)
         finally:
             if self.budget is not None:
                 self.budget.note_closed()
@@ -403,6 +416,17 @@ def either(one: PermanentErrors, other: PermanentErrors) -> Callable[[BaseExcept
     """
     check_permanent_errors(other)
     return lambda error: is_permanent(error, one) or is_permanent(error, other)
+
+
+async def _own(awaitable: Awaitable[Any]) -> Any:
+    """Await what a driver does; a cancellation that nobody here asked for is its failure, and not the pool's end."""
+    try:
+        return await awaitable
+    except asyncio.CancelledError as error:  # trio's is another one, and none but trio raises it
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("cancelled by somebody else") from error
 
 
 def _forget_locals(error: BaseException) -> None:

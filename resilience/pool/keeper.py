@@ -46,6 +46,8 @@ class Keeper:
         self._deadlines = Deadlines()
         self._sleeps_until = -inf
         self._sees_waiters = False
+        self._checking = False
+        """Whether a connection is being checked: only one at a time is out of service for that."""
         self._leaks: set[int] = set()
         prewarm = engine.config.prewarm
         self._peaks = None if prewarm is None else PeakMemory(engine.now(), prewarm)
@@ -80,8 +82,8 @@ class Keeper:
         self._tell_outage(now)
         slot = self._keepalive_due(now)
         if slot is not None:
-            await engine.check_idle(slot)  # only this one is out of service meanwhile
-            return
+            self._checking = True
+            engine.start(self._check, slot)
         self._sleeps_until = self._next_due(now)
         left = self._sleeps_until - engine.now()
         if not self._poked:
@@ -135,10 +137,17 @@ class Keeper:
 
     def _keepalive_due(self, now: float) -> Slot | None:
         keepalive = self._config.keepalive
-        if keepalive is None or self._core.closing:
+        if keepalive is None or self._core.closing or self._checking:
             return None
         due = [slot for slot in self._core.idle if now >= slot.alive_at + keepalive]
         return min(due, key=lambda slot: slot.alive_at, default=None)
+
+    async def _check(self, slot: Slot) -> None:
+        try:
+            await self._engine.check_idle(slot)
+        finally:
+            self._checking = False
+            self.poke()
 
     def _tell_leaks(self, now: float) -> None:
         after = self._config.leak_after
@@ -164,6 +173,8 @@ class Keeper:
     def _tell_outage(self, now: float) -> None:
         core, config, engine = self._core, self._config, self._engine
         if self._told_outage == core.failing_since or now < core.failing_since + config.reconnect_give_up:
+            return
+        if not core.waiters.live and core.missing() <= 0:  # nobody has tried for a while
             return
         self._told_outage = core.failing_since
         if ReconnectFailed.sinks:

@@ -74,6 +74,10 @@ class Lease(Generic[C]):
         """
         self._lender.take_back_broken(self, self._end())
 
+    def is_of(self, lender: Lender) -> bool:
+        """Tell whether this is a lease of the pool of `lender`."""
+        return self._lender is lender
+
     def _live(self) -> Slot:
         if self._slot is None:
             raise PoolUsageError(f"a lease of pool {self._lender.name!r} was used after its end")
@@ -99,7 +103,7 @@ class Acquire(Request, Generic[C]):
         self._lender = lender
         self._code = code
         self._offset = offset
-        self.slot = None
+        self.owner = self.slot = None
         self.wish = wish
 
     @property
@@ -128,7 +132,7 @@ class Acquire(Request, Generic[C]):
     # who waits. They do what the lender does, written out: a call is a twentieth of it all.
 
     async def __aenter__(self) -> C:
-        if self.slot is not None:
+        if self.owner is not None:
             raise PoolUsageError(f"a request of pool {self._lender.name!r} was entered twice: call acquire() for each")
         lender = self._lender
         core = lender.core

@@ -131,16 +131,16 @@ class Lender:
 
     def check_usable(self) -> None:
         """Raise if the pool cannot be used, or not from here."""
-        if self._forked:
-            raise PoolUsageError(f"pool {self.name!r} belongs to the parent process: make one after the fork")
+        self.check_home()
         if self.core.closing:
             raise PoolClosedError(self.name)
         if self._home is None:
             raise PoolUsageError(f"pool {self.name!r} is not open: enter it with `async with`")
-        self.check_home()
 
     def check_home(self) -> None:
-        """Raise if this is not the pool's event loop."""
+        """Raise if this is not the pool's event loop, nor its process."""
+        if self._forked:
+            raise PoolUsageError(f"pool {self.name!r} belongs to the parent process: make one after the fork")
         if self._home is not None and not self._home.is_here():
             raise PoolUsageError(f"pool {self.name!r} belongs to another event loop: make one for each")
 
@@ -172,7 +172,7 @@ class Lender:
             request.slot = core.take(now, priority, avoid)
             if request.slot is not None:
                 return
-        self._refuse_if_hopeless(now, request.deadline)
+        self._refuse_if_hopeless(request, now)
         self._let_wait(request, now, first=False)
 
     def ask_again(self, request: Request) -> None:
@@ -240,13 +240,18 @@ class Lender:
             return False
         if now >= slot.retire_at:
             self._engine.do(self.core.discard(slot, "max_lifetime", now))
+            self.core.lent -= 1
             return False
         left = request.deadline - now
         if left <= 0:
             self._engine.do(self.core.return_unused(slot, now))
             raise self._timed_out(request.since)
         if not await self._engine.is_alive(slot, left):
+            self.core.lent -= 1  # nobody got it
             return False
+        if self.core.closing:  # it would be closed under whoever gets it now
+            self._engine.do(self.core.return_unused(slot, self.now()))
+            raise PoolClosedError(self.name)
         request.slot = slot
         self.waited += self.now() - request.since
         slot.asked_at = request.since
@@ -263,8 +268,8 @@ class Lender:
         # Several may have been given the same.
         return copy(error) if isinstance(error, CircuitOpenError) else error
 
-    def _refuse_if_hopeless(self, now: float, deadline: float) -> None:
-        core, engine = self.core, self._engine
+    def _refuse_if_hopeless(self, request: Request, now: float) -> None:
+        core, engine, deadline = self.core, self._engine, request.deadline
         if deadline <= now:
             raise self._timed_out(now)
         if core.waiters.live >= self._most_waiting:
@@ -273,7 +278,8 @@ class Lender:
         if not core.slots and not core.connecting and engine.breaker is not None and not engine.breaker.would_allow():
             self.rejected += 1
             engine.breaker.acquire().release()  # raises what it refuses with
-        if core.waiters.live * core.quickest > LONG:
+        # Who may pass some of those who wait is not judged.
+        if core.waiters.live * core.quickest > LONG and request.priority <= core.waiters.order[-1]:
             self._refuse_if_late(core.expected_wait(), deadline - now)
 
     def _refuse_if_late(self, expected: float, left: float) -> None:
@@ -335,7 +341,7 @@ class Lender:
         elif self.resets and not core.reason_to_close(slot, now):
             engine.make_as_new(slot, now, failed=failed)
         else:
-            engine.do(core.give_back(slot, now, alive=not failed))
+            engine.do(core.give_back(slot, now, alive=not failed or engine.check is None))
 
     def note(self, lease: Borrower, slot: Slot, now: float) -> None:
         """Remember a borrowing that ends."""

@@ -112,6 +112,8 @@ class ConnectionPool(Generic[C]):
             budget=budget,
             permanent_errors=permanent_errors,
         )
+        if check is None:  # nothing could prove that a connection is alive
+            self._core.fresh_for = inf
         self._keeper = Keeper(self._engine)
         self._lender = Lender(self._engine, self._keeper)
         self._group: TaskGroup | None = None
@@ -182,10 +184,14 @@ class ConnectionPool(Generic[C]):
         Args:
             grace: seconds for borrowers to finish; None is the configuration's `close_grace`.
 
+        Raises:
+            PoolUsageError: of another event loop, or in a forked child.
+
         Cancellation: ends the grace at once; everything is closed nevertheless.
         """
         if grace is not None:
             check_number("grace", grace, least=0, most=MAX_SECONDS)
+        self._lender.check_home()
         core, engine = self._core, self._engine
         if core.closing:
             if self._closed is not None:
@@ -202,8 +208,9 @@ class ConnectionPool(Generic[C]):
                 await at_rest.wait()
         finally:
             forced = self._force()
+            engine.cancel_all()
             try:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(self.config.close_timeout + 1.0):
+                with anyio.CancelScope(shield=True), anyio.move_on_after(self.config.close_timeout):
                     await engine.wait_until_done()
             finally:
                 engine.end()
@@ -246,9 +253,20 @@ class ConnectionPool(Generic[C]):
         lender = self._lender
         wish = lender.usual
         if timeout is not None or priority or avoid is not None:
-            wish = _wish(wish.patience if timeout is None else timeout, priority, avoid)
+            wish = self._wish(wish.patience if timeout is None else timeout, priority, avoid)
         frame = _getframe(1)  # see `site_of_caller`
         return Acquire(lender, wish, frame.f_code, frame.f_lasti)
+
+    def _wish(self, patience: float, priority: int, avoid: Lease[C] | None) -> Wish:
+        if patience != inf:
+            check_number("timeout", patience, least=0, most=MAX_SECONDS)
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise ConfigurationError(f"priority must be an int, got {shown(priority)}")
+        if avoid is None:
+            return Wish(patience, priority, None)
+        if not getattr(avoid, "is_of", _nobodys)(self._lender):
+            raise ConfigurationError(f"avoid must be a lease of this pool, got {shown(avoid)}")
+        return Wish(patience, priority, avoid.last_slot)
 
     def try_acquire(self) -> Lease[C] | None:
         """Give a lease of an idle connection that needs no check, or None; never waits.
@@ -284,9 +302,14 @@ class ConnectionPool(Generic[C]):
         if not is_async(function):
             raise ConfigurationError(f"inject needs an async function, got {shown(function)}")
 
+        # For whoever asks who holds a connection, it is the function.
+        code = getattr(function, "__code__", None) or self.inject.__code__
+        lender = self._lender
+
         @functools.wraps(function)
         async def injected(*args: P.args, **kwargs: P.kwargs) -> T:
-            async with self.acquire() as connection:
+            request: Acquire[C] = Acquire(lender, lender.usual, code, 0)
+            async with request as connection:
                 return await function(connection, *args, **kwargs)
 
         return injected
@@ -356,8 +379,11 @@ class ConnectionPool(Generic[C]):
 
         Raises:
             ConfigurationError: bounds that make no sense; nothing was changed.
+            PoolClosedError, PoolUsageError: as `acquire`, but it need not be open yet.
         """
         core, engine = self._core, self._engine
+        if core.closing or self._group is not None:
+            self._lender.check_usable()
         low = core.min_size if min_size is None else min_size
         high = core.max_size if max_size is None else max_size
         check_int("max_size", high, most=MAX_SIZE)
@@ -365,6 +391,7 @@ class ConnectionPool(Generic[C]):
         if low > high:
             raise ConfigurationError(f"min_size must be at most max_size, {high}, got {low}")
         engine.do(core.resize(low, high, engine.now()))
+        self._note_change()  # who waits until the pool is ready may have what it wants
         if PoolResized.sinks:
             emit(PoolResized(self.name, engine.now()))
 
@@ -387,11 +414,5 @@ class ConnectionPool(Generic[C]):
         return advise(self._lender.usage.uses, self._core.max_size, self._keeper.outlook())
 
 
-def _wish(patience: float, priority: int, avoid: Lease[Any] | None) -> Wish:
-    if patience != inf:
-        check_number("timeout", patience, least=0, most=MAX_SECONDS)
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise ConfigurationError(f"priority must be an int, got {shown(priority)}")
-    if not isinstance(avoid, Lease | None):
-        raise ConfigurationError(f"avoid must be a lease of this pool, got {shown(avoid)}")
-    return Wish(patience, priority, None if avoid is None else avoid.last_slot)
+def _nobodys(_: object) -> bool:
+    return False

@@ -28,9 +28,10 @@ class Ticket:
         fresh: whether that has just been opened.
         error: why it gets none.
         live: whether it still waits.
+        number: in the order of arrival; 0 if it never waited.
     """
 
-    __slots__ = ("avoid", "deadline", "error", "fresh", "live", "owner", "priority", "seat", "since", "slot")
+    __slots__ = ("avoid", "deadline", "error", "fresh", "live", "number", "owner", "priority", "seat", "since", "slot")
 
     slot: Slot | None
 
@@ -49,6 +50,7 @@ class Ticket:
         self.fresh = False
         self.error: BaseException | None = None
         self.live = False
+        self.number = 0
 
 
 class Waiters:
@@ -67,6 +69,7 @@ class Waiters:
         self.order: list[int] = []
         self._queues: dict[int, deque[Ticket]] = {}
         self._gone = 0
+        self._number = 0
 
     def __iter__(self) -> Iterator[Ticket]:
         for priority in self.order:
@@ -79,8 +82,12 @@ class Waiters:
             queue = self._queues[ticket.priority] = deque()
             self.order[:] = sorted(self._queues, reverse=True)
         if first:
-            queue.appendleft(ticket)
+            # It keeps the place that it had among others who come back.
+            place = next((at for at, one in enumerate(queue) if one.number > ticket.number), len(queue))
+            queue.insert(place, ticket)
         else:
+            self._number += 1
+            ticket.number = self._number
             queue.append(ticket)
         ticket.live = True
         self.live += 1

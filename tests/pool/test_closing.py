@@ -209,7 +209,6 @@ async def test_a_borrower_that_finishes_in_the_grace_costs_no_reset(server: Serv
         assert watch.seconds == 1.0
 
 
-@pytest.mark.xfail(reason="a reset goes on after the grace, for one second more than one close may take")
 async def test_closing_ends_within_its_grace_and_the_time_for_one_close(server: Server) -> None:
     server.takes["reset"] = inf
     async with server.pool(max_size=1, reset=server.reset, reset_timeout=60.0, close_timeout=2.0) as pool:
@@ -220,7 +219,6 @@ async def test_closing_ends_within_its_grace_and_the_time_for_one_close(server: 
         assert watch.seconds <= 3.0
 
 
-@pytest.mark.xfail(reason="it is lent the connection in the grace, and that is closed under it: asyncpg's defect")
 async def test_who_waits_for_a_check_is_refused_when_the_pool_closes(server: Server) -> None:
     server.takes["check"] = 1.0
     async with server.pool(max_size=1, check_after_idle=0) as pool, anyio.create_task_group() as group:
@@ -258,7 +256,6 @@ async def test_a_keepalive_that_hangs_does_not_keep_the_pool_open(server: Server
 # --- too early ---
 
 
-@pytest.mark.xfail(reason="attempts to connect are counted, and nobody makes them: the pool never opens any")
 async def test_a_pool_may_be_resized_before_it_is_opened(server: Server) -> None:
     pool = server.pool(max_size=10)
     pool.resize(min_size=4)
@@ -268,7 +265,6 @@ async def test_a_pool_may_be_resized_before_it_is_opened(server: Server) -> None
         assert pool.stats().idle == 4
 
 
-@pytest.mark.xfail(reason="who waits for readiness is not told when less is asked for")
 async def test_a_pool_that_is_made_smaller_may_be_ready_at_once(server: Server) -> None:
     server.is_down()
     async with server.pool(min_size=2) as pool, anyio.create_task_group() as group:
@@ -290,7 +286,6 @@ async def test_a_pool_that_is_made_smaller_may_be_ready_at_once(server: Server) 
 # --- from elsewhere ---
 
 
-@pytest.mark.xfail(reason="nobody looks where it is called from: idle connections would be closed in the wrong loop")
 async def test_another_event_loop_may_not_close_the_pool(server: Server, anyio_backend_name: str) -> None:
     told: list[str] = []
 
@@ -307,7 +302,6 @@ async def test_another_event_loop_may_not_close_the_pool(server: Server, anyio_b
             pass
 
 
-@pytest.mark.xfail(reason="nobody looks where it is called from: connections would be opened in the wrong loop")
 async def test_another_event_loop_may_not_resize_the_pool(server: Server, anyio_backend_name: str) -> None:
     told: list[str] = []
 
@@ -366,14 +360,7 @@ USES_IN_CHILD: dict[str, Callable[[ConnectionPool[Any], Any], object]] = {
     "resize": lambda pool, lease: pool.resize(max_size=1),
     "close": lambda pool, lease: step(pool.close(grace=0)),
 }
-LET_THROUGH = {("trio", "release"), ("trio", "discard")} | {(b, w) for b in BACKENDS for w in ("resize", "close")}
-IN_CHILD = [
-    pytest.param(
-        backend, what, marks=[pytest.mark.xfail(reason="nobody looks")] if (backend, what) in LET_THROUGH else []
-    )
-    for backend in BACKENDS
-    for what in USES_IN_CHILD
-]
+IN_CHILD = [(backend, what) for backend in BACKENDS for what in USES_IN_CHILD]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -402,7 +389,6 @@ def test_a_forked_child_gets_nothing_and_ends_nothing(backend: Literal["asyncio"
 # --- twice, and by the wrong one ---
 
 
-@pytest.mark.xfail(reason="it is only looked whether it holds a connection already, not whether it waits: one hangs")
 async def test_a_request_that_waits_is_not_entered_by_another_task(server: Server) -> None:
     async with server.pool(max_size=1, debug=False) as pool:
         held = await pool.acquire()
@@ -427,7 +413,6 @@ async def test_a_request_that_waits_is_not_entered_by_another_task(server: Serve
         assert (len(served), len(refused)) == (1, 1)
 
 
-@pytest.mark.xfail(reason="it may be entered again, and moves the deadlines of those behind its old place")
 async def test_a_request_is_not_entered_again_after_its_end(server: Server) -> None:
     async with server.pool() as pool:
         request = pool.acquire()
@@ -437,7 +422,6 @@ async def test_a_request_is_not_entered_again_after_its_end(server: Server) -> N
             await request.__aenter__()
 
 
-@pytest.mark.xfail(reason="the consequence: who is patient for 20 s hears of it after 25")
 async def test_a_request_that_is_used_again_makes_no_other_wait_longer_than_it_wants(server: Server) -> None:
     async with server.pool(max_size=1) as pool:
         held = await pool.acquire()
@@ -471,7 +455,6 @@ async def test_a_request_that_is_used_again_makes_no_other_wait_longer_than_it_w
         assert waited == {"first": 20.0, "second": 30.0}
 
 
-@pytest.mark.xfail(reason="only the type is looked at; the caller stays in the queue, and gets what nobody gives back")
 async def test_a_lease_of_another_pool_is_refused_as_one_to_avoid(server: Server) -> None:
     elsewhere = Server()
     async with server.pool(max_size=1) as pool, elsewhere.pool() as other:
@@ -561,7 +544,6 @@ async def test_a_deadlock_below_the_headroom_is_found_too(server: Server) -> Non
         assert len(told) == 1
 
 
-@pytest.mark.xfail(reason="all who wait count as before it, those whom it may pass as well")
 async def test_a_wait_is_not_hopeless_for_who_is_served_first(server: Server) -> None:
     async with server.pool(max_size=1) as pool:
         for _ in range(20):

@@ -90,7 +90,6 @@ async def test_a_caller_does_not_wait_for_keepalive_while_another_is_idle(server
         assert (await borrow(pool))[0] == 0
 
 
-@pytest.mark.xfail(reason="the keeper, who lets callers go, waits for the check itself")
 async def test_keepalive_that_hangs_does_not_make_callers_wait_longer_than_they_want(server: Server) -> None:
     server.takes["check"] = inf
     async with server.pool(max_size=2, grow="demand", keepalive=1.0, check_after_idle=None) as pool:
@@ -104,7 +103,6 @@ async def test_keepalive_that_hangs_does_not_make_callers_wait_longer_than_they_
         assert anyio.current_time() - began == pytest.approx(0.5)
 
 
-@pytest.mark.xfail(reason="the keeper, who connects again, waits for the check itself")
 async def test_keepalive_that_hangs_does_not_delay_the_next_attempt_to_connect(server: Server) -> None:
     async with server.pool(max_size=3, grow="demand", keepalive=1.0, check_timeout=30.0, check_after_idle=None) as pool:
         held, other = await pool.acquire(), await pool.acquire()
@@ -125,7 +123,6 @@ async def test_keepalive_that_hangs_does_not_delay_the_next_attempt_to_connect(s
         assert waits[0] <= 1.0
 
 
-@pytest.mark.xfail(reason="the keeper, who tells leaks, waits for the check itself")
 async def test_keepalive_that_hangs_does_not_delay_what_is_told_of_leaks(server: Server) -> None:
     server.takes["check"] = inf
     async with server.pool(max_size=2, grow="demand", keepalive=1.0, leak_after=1.0, check_after_idle=None) as pool:
@@ -215,7 +212,6 @@ async def test_who_asks_while_the_only_one_is_checked_waits_for_that_check(serve
             assert await borrow(pool) == (0.05, 1)
 
 
-@pytest.mark.xfail(reason="each goes to the front of the queue: the later of two passes the earlier one")
 async def test_two_whose_connections_were_broken_keep_their_order(server: Server) -> None:
     server.takes["check"] = 0.1
     async with server.pool(max_size=2, grow="demand", check_after_idle=0, max_connecting=1) as pool:
@@ -237,7 +233,6 @@ async def test_two_whose_connections_were_broken_keep_their_order(server: Server
         assert order == ["A", "B", "C"]
 
 
-@pytest.mark.xfail(reason="a connection that was found broken counts as lent")
 async def test_who_got_a_connection_counts_once(server: Server) -> None:
     async with server.pool(max_size=1, check_after_idle=0) as pool:
         await open_and_idle(pool, 1)
@@ -246,7 +241,6 @@ async def test_who_got_a_connection_counts_once(server: Server) -> None:
         assert pool.stats().acquired == 2
 
 
-@pytest.mark.xfail(reason="an idle connection counts as one to be checked, although nothing checks it")
 @pytest.mark.parametrize("how", ["try_acquire", "no time"])
 async def test_without_a_check_an_idle_connection_is_there_at_once_however_long_it_was_idle(
     server: Server, how: str
@@ -382,7 +376,6 @@ async def test_who_waits_gets_a_connection_as_soon_as_the_reset_is_over(
 # --- outages ---
 
 
-@pytest.mark.xfail(reason="time passes for an outage although nobody tries to connect")
 async def test_no_outage_is_told_of_a_server_that_nobody_asks_any_more(server: Server) -> None:
     called: list[float] = []
     async with server.pool(on_reconnect_failed=lambda: called.append(anyio.current_time())) as pool:
@@ -427,7 +420,6 @@ async def test_with_an_open_breaker_who_waits_is_refused_when_the_last_connectio
         assert sorted(refused) == pytest.approx([0.0, 5.0])
 
 
-@pytest.mark.xfail(reason="twice nothing is nothing: there is no pause at all, and no cap")
 async def test_without_a_first_pause_a_server_that_is_down_is_not_asked_without_end(server: Server) -> None:
     attempts = 0
 
@@ -454,7 +446,6 @@ async def cancels_itself(*_: object) -> None:
     await future
 
 
-@pytest.mark.xfail(reason="it ends the pool's task group, and with it the block of the host")
 @pytest.mark.parametrize("which", ["connect", "reset", "close", "keepalive"])
 def test_a_function_that_lets_a_cancellation_out_does_not_cancel_the_host(which: str) -> None:
     """asyncio only: in trio nobody can raise it."""
@@ -559,7 +550,6 @@ async def test_a_connection_that_leaks_again_is_told_again(server: Server) -> No
         assert suspected[2].suspended_at == ""  # a lease may have been passed on: nobody can tell
 
 
-@pytest.mark.xfail(reason="the site is that of the wrapper in the library")
 async def test_the_leak_of_an_injected_function_is_told_by_a_place_of_the_users(server: Server) -> None:
     async with server.pool(leak_after=1.0) as pool:
 
@@ -575,7 +565,6 @@ async def test_the_leak_of_an_injected_function_is_told_by_a_place_of_the_users(
 # --- warming and draining ---
 
 
-@pytest.mark.xfail(reason="what was asked for and never reached is kept as a minimum for ever")
 async def test_warming_more_than_the_budget_allows_keeps_nothing_open(server: Server) -> None:
     async with server.pool(max_size=5, max_idle=5.0, budget=Budget(2)) as pool:
         pool.warm(4)

@@ -15,6 +15,11 @@ from resilience.pool.waiters import SPARE, Deadlines, Ticket, Waiters
 SLOTS = [Slot(number, None, 0.0, inf) for number in range(2)]
 
 
+def came_back(ticket: Ticket, others: list[Ticket]) -> list[Ticket]:
+    """Put one where it was before, by its number."""
+    return sorted([ticket, *others], key=lambda one: (one.number, one is ticket))
+
+
 class Naive:
     """Tickets in a list, in the order in which they are served."""
 
@@ -25,7 +30,7 @@ class Naive:
         above = [one for one in self.tickets if one.priority > ticket.priority]
         equal = [one for one in self.tickets if one.priority == ticket.priority]
         below = [one for one in self.tickets if one.priority < ticket.priority]
-        self.tickets = [*above, *([ticket, *equal] if first else [*equal, ticket]), *below]
+        self.tickets = [*above, *(came_back(ticket, equal) if first else [*equal, ticket]), *below]
 
     def first(self, slot: Slot, above: float) -> Ticket | None:
         return next((one for one in self.tickets if one.priority > above and one.avoid is not slot), None)
