@@ -19,6 +19,7 @@ from harness import Bar, Contender, Row, Sample, with_own_code
 from pool_contenders import (
     OUR_LEASE,
     OURS,
+    OURS_AT_ONCE,
     PEERS,
     PSYCOPG,
     PSYCOPG_PUT,
@@ -230,7 +231,9 @@ def waiters_row(*, quick: bool) -> Row:
         unit="calls/s",
         calls=3 * max(numbers),
         rounds=3 if quick else 11,
-        contenders=[crowd(OURS, number, name) for number, name in zip(numbers, names, strict=True)],
+        contenders=[
+            crowd(pool, number, name) for pool in (OURS, SEMAPHORE) for number, name in zip(numbers, names, strict=True)
+        ],
         bars=[Bar(name=f"{OURS.name}, {name}", at_least=0.8, against=f"{OURS.name}, {names[0]}") for name in names[1:]],
     )
 
@@ -248,6 +251,7 @@ def spike_row(name: str, *, count: bool, quick: bool) -> Row:
         rounds=2 if quick else 5,
         contenders=[
             spiking(OURS, hold, connect, count=count),
+            spiking(OURS_AT_ONCE, hold, connect, count=count),
             spiking(OURS, hold, connect, count=count, variant="trio", run=on_trio),
             *(spiking(pool, hold, connect, count=count) for pool in PEERS if pool is not PSYCOPG_PUT),
         ],
@@ -256,10 +260,10 @@ def spike_row(name: str, *, count: bool, quick: bool) -> Row:
 
 
 def spike_bars(name: str, *, count: bool) -> list[Bar]:
-    """Few connections for short work, and as fast as anybody for long work."""
+    """Few connections for short work, and as fast as anybody for long work: one configuration for both."""
     if count:
-        return [Bar(name=OURS.name, at_most=6.0)] if name == "2ms" else []
-    return [Bar(name=OURS.name, at_most=1.1, against=peer.name) for peer in (PSYCOPG, REDIS)]
+        return [Bar(name=OURS_AT_ONCE.name, at_most=6.0)] if name == "2ms" else []
+    return [Bar(name=OURS_AT_ONCE.name, at_most=1.1, against=peer.name) for peer in (PSYCOPG, REDIS)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Final, Self
@@ -67,22 +68,23 @@ async def warm_up(use: Use, connections: int) -> None:
 
 
 @asynccontextmanager
-async def opened_by_us(server: Server, least: int, most: int) -> AsyncIterator[ConnectionPool[object]]:
+async def opened_by_us(server: Server, least: int, most: int, **options: Any) -> AsyncIterator[ConnectionPool[object]]:
     """Open our pool, as it comes."""
 
     async def connect() -> object:
         await server.connect()
         return object()
 
-    async with ConnectionPool(connect, min_size=least, max_size=most, acquire_timeout=PATIENCE) as pool:
+    sizes: dict[str, Any] = {"min_size": least, "max_size": most, "acquire_timeout": PATIENCE}
+    async with ConnectionPool(connect, **sizes, **options) as pool:
         await pool.wait_ready()
         yield pool
 
 
 @asynccontextmanager
-async def ours(server: Server, least: int, most: int) -> AsyncIterator[Use]:
+async def ours(server: Server, least: int, most: int, **options: Any) -> AsyncIterator[Use]:
     """Borrow by `async with pool.acquire()`."""
-    async with opened_by_us(server, least, most) as pool:
+    async with opened_by_us(server, least, most, **options) as pool:
 
         async def use(hold: Hold) -> None:
             async with pool.acquire():
@@ -353,6 +355,12 @@ class Pool:
 
 
 OURS: Final = Pool(name="resilience", distribution="anyio-resilience", open=ours)
+OURS_AT_ONCE: Final = Pool(
+    name="resilience, max_connecting=50",
+    distribution="anyio-resilience",
+    open=partial(ours, max_connecting=50),
+    note="as it comes, it opens 4 at a time",
+)
 OUR_LEASE: Final = Pool(
     name="resilience, lease", distribution="anyio-resilience", open=our_lease, note="lease.release()"
 )

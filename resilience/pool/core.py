@@ -125,7 +125,7 @@ class PoolCore:
 
     def take(self, now: float, priority: int = 0, avoid: Slot | None = None) -> Slot | None:
         """Lend an idle connection to a newcomer; never past one who waits. It may still need a check."""
-        if self.waiters.live or not self._may_lend(priority):
+        if self.waiters.live or not self.may_lend(priority):
             return None
         idle = self.idle
         for _ in range(len(idle)):
@@ -138,7 +138,20 @@ class PoolCore:
             return slot
         return None
 
-    def _may_lend(self, priority: int) -> bool:
+    def take_ready(self, now: float) -> Slot | None:
+        """Lend an idle connection that needs nothing, to a newcomer who waits for none; never past one who waits."""
+        if self.waiters.live or not self.may_lend(ORDINARY):
+            return None
+        ready = [slot for slot in self.idle if slot.needs_nothing(now, self.fresh_for)]
+        if not ready:
+            return None
+        slot = ready[-1] if self.lifo else ready[0]
+        self._take_out(slot)
+        self._lease(slot, now, ORDINARY)
+        return slot
+
+    def may_lend(self, priority: int) -> bool:
+        """Tell whether a caller of this priority may have one more connection."""
         headroom = self.config.headroom
         return not headroom or priority > ORDINARY or self.ordinary < max(1, self.max_size - headroom)
 
@@ -277,7 +290,7 @@ class PoolCore:
             return
         ticket = self._next_for(slot)
         if ticket is None:
-            if self.waiters.live and self._may_lend(ORDINARY) and self.size + self.connecting >= self.max_size:
+            if self.waiters.live and self.may_lend(ORDINARY) and self.size + self.connecting >= self.max_size:
                 # All who wait want another one than this, and there is no room for one beside it.
                 self._drop(slot, "avoided", work)
                 return
@@ -290,7 +303,7 @@ class PoolCore:
         work.woken.append(ticket)
 
     def _next_for(self, slot: Slot) -> Ticket | None:
-        return self.waiters.first(slot, above=-inf if self._may_lend(ORDINARY) else ORDINARY)
+        return self.waiters.first(slot, above=-inf if self.may_lend(ORDINARY) else ORDINARY)
 
     def reason_to_close(self, slot: Slot, now: float) -> str:
         """Tell why a connection that came back has to go; empty if it has not."""
@@ -392,7 +405,7 @@ class PoolCore:
 
     def _wanted_by_waiters(self, now: float) -> int:
         waiting = self.waiters.live
-        if waiting == 0 or not self._may_lend(ORDINARY):
+        if waiting == 0 or not self.may_lend(ORDINARY):
             waiting = sum(ticket.priority > ORDINARY for ticket in self.waiters) if waiting else 0
         if waiting == 0:
             return 0
@@ -449,9 +462,15 @@ class PoolCore:
         self.next_attempt_at, self._owes_answers = now + retry_after, False
         work = Work()
         if not self.slots and not self.connecting:
-            for ticket in list(self.waiters):
-                self._refuse(ticket, error, work)
+            work = self.refuse_all(error)
         return self.plan(work, now)
+
+    def refuse_all(self, error: BaseException) -> Work:
+        """Let nobody wait any more, and tell all why."""
+        work = Work()
+        for ticket in list(self.waiters):
+            self._refuse(ticket, error, work)
+        return work
 
     def _note_failure(self, now: float) -> None:
         self.connecting -= 1

@@ -95,8 +95,7 @@ class Engine:
         """Do what a move of the books made necessary. Never waits."""
         core = self.core
         for ticket in work.woken:
-            if ticket.seat is not None:
-                self.wake(ticket.seat)
+            self.wake(ticket.seat)
         for slot, reason in work.closing:
             self.start(self._close, slot, reason)
         if self.group is None:  # not entered yet: it begins then
@@ -109,9 +108,19 @@ class Engine:
             self.on_rest()
         if core.failures:
             self.poke()
+        if self.breaker is not None and core.waiters.order and not core.slots and not core.connecting:
+            self._refuse_if_open(self.breaker)
         if self.budget is not None:
             self.budget.settle()
         self.on_move()
+
+    def _refuse_if_open(self, breaker: CircuitBreaker) -> None:
+        """Let nobody wait for an open breaker where nothing can come back."""
+        if not breaker.would_allow():
+            try:
+                breaker.acquire().release()
+            except CircuitOpenError as error:
+                self.do(self.core.refuse_all(error))
 
     # --- as a member of a budget ---
 
@@ -155,8 +164,8 @@ class Engine:
             self.budget.leave(self)
 
     def wake(self, seat: Any) -> None:
-        """Let the task at a seat go on."""
-        if self.home is not None:
+        """Let the task at a seat go on; one without a seat has not begun to wait."""
+        if self.home is not None and seat is not None:
             self.home.wake(seat)
 
     def start(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:

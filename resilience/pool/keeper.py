@@ -12,7 +12,7 @@ from resilience.errors import PoolDeadlockError, type_name
 from resilience.events import LeakReturned, LeakSuspected, PrewarmPredicted, ReconnectFailed, emit
 from resilience.forecast import Forecast
 
-from .core import JITTER, Work
+from .core import JITTER, ORDINARY, Work
 from .engine import Engine
 from .home import Site, place_of, told
 from .sizing import PeakMemory
@@ -108,8 +108,7 @@ class Keeper:
     def _let_go(self, now: float) -> None:
         for ticket in self._deadlines.due(now):
             self._core.waiters.leave(ticket)
-            if ticket.seat is not None:
-                self._engine.wake(ticket.seat)
+            self._engine.wake(ticket.seat)
 
     def _end_deadlock(self, now: float) -> None:
         """Let the youngest of tasks go that all hold a connection, and all wait for another one.
@@ -118,7 +117,9 @@ class Keeper:
         """
         core = self._core
         self._sees_waiters = core.waiters.live > 0
-        if not self._sees_waiters or core.leased < core.max_size or core.connecting or core.reserved:
+        if not self._sees_waiters or core.connecting or core.reserved:
+            return
+        if core.leased < core.max_size and (core.waiters.order[0] > ORDINARY or core.may_lend(ORDINARY)):
             return
         holders: dict[int, Any] = {}
         for slot in core.slots.values():

@@ -149,12 +149,7 @@ class Lender:
     def try_take(self) -> Slot | None:
         """Lend an idle connection that needs nothing, if there is one."""
         self.check_usable()
-        now, core = self.now(), self.core
-        slot = core.take(now)
-        if slot is not None and not slot.needs_nothing(now, core.fresh_for):
-            self._engine.do(core.return_unused(slot, now))
-            return None
-        return slot
+        return self.core.take_ready(self.now())
 
     # A request is served in steps, between which it may have to wait: `ask`, then `collect`; if what it was assigned
     # cannot be lent as it is, `prove`; and if it is broken, `ask_again`.

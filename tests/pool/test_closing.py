@@ -534,7 +534,6 @@ async def test_one_task_with_all_connections_is_told_too(server: Server) -> None
         assert pool.stats().idle == 2
 
 
-@pytest.mark.xfail(reason="connections that none of them may have count as a way out")
 async def test_a_deadlock_below_the_headroom_is_found_too(server: Server) -> None:
     async with server.pool(max_size=3, headroom=1, grow="demand", acquire_timeout=20.0) as pool:
         told: list[float] = []

@@ -253,7 +253,6 @@ async def test_without_a_check_an_idle_connection_is_there_at_once_however_long_
         lease.release()
 
 
-@pytest.mark.xfail(reason="it looks at the one that was idle longest, and at no other")
 async def test_try_acquire_finds_the_one_that_needs_no_check(server: Server) -> None:
     async with server.pool(max_size=2, grow="demand", reuse="fifo", check_after_idle=1.0) as pool:
         first, second = await pool.acquire(), await pool.acquire()
@@ -389,7 +388,6 @@ async def test_no_outage_is_told_of_a_server_that_nobody_asks_any_more(server: S
         assert called == []
 
 
-@pytest.mark.xfail(reason="who waits is not told when the last connection goes, but newcomers are")
 async def test_with_an_open_breaker_who_waits_is_refused_when_the_last_connection_goes(server: Server) -> None:
     breaker = CircuitBreaker(
         "database",
