@@ -287,7 +287,7 @@ class World:
             try:
                 step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
             except StopIteration:
-                instance.store.end_recovery()
+                instance.store.end_recovery(steps)
                 return
             if isinstance(step, Call):
                 answer = self.redis.ask(step.keys, step.arguments)

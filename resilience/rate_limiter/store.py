@@ -123,7 +123,9 @@ class SharedStore:
         self._asked_at = -inf
         self._trust_at = -inf
         """From when on a smaller number of instances is believed: after an outage they come back one by one."""
-        self._recovering = False
+        self._recovering: Steps | None = None
+        self._claims = 0
+        """How often somebody began to look after the store; whoever did before the last one leaves off."""
         self._has_gone: Callable[[], bool] = lambda: False
         # Guards `reachable`, `outages` and what belongs to them. No trip is made under it.
         self._lock = threading.RLock()
@@ -133,7 +135,7 @@ class SharedStore:
         self._lock = threading.RLock()
         self._id = secrets.token_hex(8)
         self._refresh_at.clear()
-        self._recovering = False
+        self._recovering = None
 
     def add(self, limiter: Debtor, periods: Iterable[float]) -> None:
         """Take in a limiter that asks here, and the periods of its quotas in seconds."""
@@ -234,24 +236,26 @@ class SharedStore:
 
     def needs_recovery(self) -> bool:
         """Tell whether nobody looks after a store that is out of reach."""
-        return not self.reachable and (not self._recovering or self._has_gone())
+        return not self.reachable and (self._recovering is None or self._has_gone())
 
     def claim_recovery(self, has_gone: Callable[[], bool] = lambda: False) -> Steps | None:
         """Give the steps that bring the store back, to whoever asks first.
 
         Args:
-            has_gone: tells whether whoever asks can no longer make them: a loop that was closed says no word.
+            has_gone: tells whether whoever asks does not make them just now: a loop that pauses, or was closed, says no
+                word.
         """
         with self._lock:
             if not self.needs_recovery():
                 return None
-            self._recovering, self._has_gone = True, has_gone
-        return self._recovery()
+            self._claims += 1
+            self._recovering, self._has_gone = self._recovery(self._claims), has_gone
+            return self._recovering
 
-    def _recovery(self) -> Steps:
-        while self.now() - self._asked_at < ABANDONED:
+    def _recovery(self, claim: int) -> Steps:
+        while claim == self._claims and self.now() - self._asked_at < ABANDONED:
             yield self.next_probe() if self.breaker.state is not CircuitState.CLOSED else 0.0
-            if (yield from self._probe()):
+            if (yield from self._probe()) and claim == self._claims:
                 replayed: dict[Debtor, int] = {}
                 for _ in range(REPLAY_ROUNDS):  # callers go on meanwhile, and owe again
                     if not (yield from self._replay(self._debts(), replayed)):
@@ -264,9 +268,11 @@ class SharedStore:
                 self._count_instances()
                 return
 
-    def end_recovery(self) -> None:
-        """Note that nobody looks after the store any more: it is back, or whoever did so has ended."""
-        self._recovering = False
+    def end_recovery(self, steps: Steps) -> None:
+        """Note that whoever had these steps looks after the store no more: it is back, or they have ended."""
+        with self._lock:
+            if self._recovering is steps:
+                self._recovering = None
 
     def _probe(self) -> Generator[Call, Any, bool]:
         """Ask the store twice, once at leisure and once within the budget; tell whether it is well."""

@@ -299,10 +299,11 @@ class AsyncioTrips:
 
     def recover(self) -> None:
         """Look after the store, if it is out of reach and nobody does."""
-        steps = self._store.claim_recovery(self._loop.is_closed)
+        loop = self._loop
+        steps = self._store.claim_recovery(lambda: not loop.is_running())
         if steps is not None:
             task = self._spawn(self._drive(steps))
-            task.add_done_callback(lambda _: self._store.end_recovery())  # also if it never began
+            task.add_done_callback(lambda _: self._store.end_recovery(steps))  # also if it never began
 
     async def _drive(self, steps: Any) -> None:
         """Do what the steps say: sleep, or make a call and report what came of it."""

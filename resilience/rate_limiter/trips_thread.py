@@ -174,7 +174,7 @@ class ThreadTrips:
                 if self._steps is not None:
                     steps, self._steps = self._steps, None
                     steps.close()
-                    self._store.end_recovery()  # the next caller tries again
+                    self._store.end_recovery(steps)  # the next caller tries again
                 return
             self._thread = thread
         elif self._idle:  # to ask that takes a tenth of the time of telling nobody
@@ -347,7 +347,7 @@ class ThreadTrips:
             steps.close()
             with self._work:
                 self._steps = self._answer = None
-            self._store.end_recovery()
+            self._store.end_recovery(steps)
             if not isinstance(error, StopIteration):
                 raise
             return
@@ -360,7 +360,7 @@ class ThreadTrips:
         """Let somebody else look after the store: this thread ends."""
         del lines
         steps.close()
-        self._store.end_recovery()
+        self._store.end_recovery(steps)
 
     def _try(self, lines: _Lines, call: Call) -> bytes | Exception:
         line = self._probing = lines.line()
@@ -395,7 +395,7 @@ class ThreadTrips:
         if steps is not None:
             with suppress(ValueError):  # the thread is in the middle of it, and closes it itself
                 steps.close()
-            self._store.end_recovery()
+            self._store.end_recovery(steps)
             probing = self._probing
             if probing is not None:  # nobody waits for it, and it may take longer than whoever closes wants to
                 probing.interrupt()

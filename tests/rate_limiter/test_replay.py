@@ -81,7 +81,7 @@ class Instance:
             try:
                 step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
             except StopIteration:
-                self.store.end_recovery()
+                self.store.end_recovery(steps)
                 return asked
             if isinstance(step, Call):
                 asked += 1
@@ -180,7 +180,7 @@ def test_a_recovery_that_is_dropped_in_the_middle_of_a_replay_owes_everything_st
             instance.moment += step
             step = steps.send(None)
     steps.close()
-    instance.store.end_recovery()
+    instance.store.end_recovery(steps)
     instance.recover()
     assert [instance.used(key) for key in "abc"] == [12] * 3
 

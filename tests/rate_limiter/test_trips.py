@@ -190,6 +190,22 @@ def test_a_loop_that_was_held_up_before_the_trip_left_is_no_outage(any_redis: Re
     asyncio.run(main())
 
 
+def test_a_loop_that_pauses_does_not_keep_the_store_from_the_others(any_redis: RedisServer) -> None:
+    store, limiter = limiter_on(any_redis.url, budget=0.2)
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(limiter.try_acquire("k")).source == "redis"
+    store.lose("a test")
+    assert loop.run_until_complete(limiter.try_acquire("k")).source == "fallback"  # it looks after the store now
+    ends = time.monotonic() + 10
+    while limiter.try_acquire_sync("k").source != "redis":
+        assert time.monotonic() < ends, "nobody looks after the store"
+        time.sleep(0.01)
+    assert loop.run_until_complete(limiter.try_acquire("k")).source == "redis"
+    assert store.outages == 1
+    loop.run_until_complete(store.aclose())
+    loop.close()
+
+
 def test_a_thread_that_cannot_be_started_once_is_started_later(
     any_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
