@@ -278,7 +278,12 @@ class Lender:
             self._refuse_if_late(core.expected_wait(), deadline - now)
 
     def _refuse_if_late(self, expected: float, left: float) -> None:
-        if expected > LONG and expected > min(left, anyio.current_effective_deadline() - anyio.current_time()):
+        if expected <= LONG:
+            return
+        scope = anyio.current_effective_deadline()
+        if scope == -inf:  # it is cancelled, and hears of that where it waits
+            return
+        if expected > min(left, scope - anyio.current_time()):
             self.rejected += 1
             why = f"about {expected:.3g} s until its turn"
             raise PoolTimeoutError(self.name, "hopeless", stats=self.stats(), explanation=why)

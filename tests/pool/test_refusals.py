@@ -120,6 +120,21 @@ async def test_a_wait_that_cannot_end_in_time_is_refused_at_once(server: Server,
         assert pool.stats().rejected == 1
 
 
+async def test_who_is_cancelled_is_cancelled_and_not_refused(server: Server) -> None:
+    async with server.pool(max_size=1) as pool:
+        for _ in range(20):
+            await hold(pool, 1.0)
+        lease = await pool.acquire()
+        async with anyio.create_task_group() as group:
+            group.start_soon(hold, pool, 1.0)
+            await settled()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await pool.acquire(inf)
+            assert scope.cancelled_caught
+            lease.release()
+
+
 async def test_nothing_is_hopeless_without_evidence_or_where_the_pool_can_grow(server: Server) -> None:
     async with server.pool(max_size=1) as pool:
         for _ in range(19):
