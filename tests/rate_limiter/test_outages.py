@@ -323,7 +323,8 @@ async def go_through(  # noqa: PLR0917
     assert {answer.decision.source for answer in first} == {"fallback"}
     assert max(answer.waited for answer in first) < BUDGET + LATE
     assert all(answer.decision.allowed for answer in first)
-    if not trouble.ambiguous:
+    # A server that is loading may say so too late.
+    if not trouble.ambiguous and store.cause != "TimeoutError":
         assert all(answer.decision.certain for answer in first)
     if trouble.frozen:  # some were asked for, and nobody knows what came of it
         assert not all(answer.decision.certain for answer in first)
