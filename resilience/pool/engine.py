@@ -207,8 +207,7 @@ class Engine:
         error: BaseException | None = None
         connection: Any = None
         try:
-            with anyio.fail_after(self.config.connect_timeout):
-                connection = await self._attempt()
+            connection = await _within(self.config.connect_timeout, self._attempt())
             if not core.closing:
                 error = self._unusable(connection)
         except Exception as raised:  # noqa: BLE001 - the user's function may raise anything; it is told, and tried again
@@ -324,10 +323,9 @@ class Engine:
         if self.check is None:
             return None
         try:
-            with anyio.fail_after(seconds):
-                answer = self.check(slot.connection)
-                if isawaitable(answer):
-                    answer = await _own(answer)
+            answer = self.check(slot.connection)
+            if isawaitable(answer):
+                answer = await _within(seconds, _own(answer))
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the connection is broken
             return error
         return ConnectionError("the check returned False") if answer is False else None
@@ -360,8 +358,7 @@ class Engine:
     async def _reset(self, slot: Slot, result: Awaitable[object], failed: bool) -> None:  # noqa: FBT001 - of a task
         core = self.core
         try:
-            with anyio.fail_after(self.config.reset_timeout):
-                await _own(result)
+            await _within(self.config.reset_timeout, _own(result))
         except Exception as error:  # noqa: BLE001 - as above
             self._reset_failed(slot, error)
         except BaseException:
@@ -387,10 +384,10 @@ class Engine:
             emit(ConnectionClosed(self.name, now, id=slot.id, reason=reason, age=now - slot.opened_at, uses=slot.uses))
         try:
             if self.close is not None:
-                with suppress(Exception), anyio.CancelScope(shield=True), anyio.fail_after(self.config.close_timeout):
+                with suppress(Exception), anyio.CancelScope(shield=True):
                     result = self.close(slot.connection)
                     if isawaitable(result):
-                        await _own(result)
+                        await _within(self.config.close_timeout, _own(result))
         finally:
             if self.budget is not None:
                 self.budget.note_closed()
@@ -425,6 +422,20 @@ def either(one: PermanentErrors, other: PermanentErrors) -> Callable[[BaseExcept
     """
     check_permanent_errors(other)
     return lambda error: is_permanent(error, one) or is_permanent(error, other)
+
+
+async def _within(seconds: float, awaitable: Awaitable[Any]) -> Any:
+    """Await what a driver does, and give it up after so many seconds.
+
+    Not by `fail_after`: its error has the cancellation for its context, in a cycle of frames (3.13). What a driver was
+    about to open would stay open until the garbage collector comes.
+
+    Raises:
+        TimeoutError: the time is over.
+    """
+    with anyio.move_on_after(seconds):
+        return await awaitable
+    raise TimeoutError
 
 
 async def _own(awaitable: Awaitable[Any]) -> Any:

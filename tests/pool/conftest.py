@@ -87,13 +87,14 @@ class Server:
         """Make a pool that checks, in virtual time, without jitter of pauses and lifetimes unless `jitter` is given."""
         jitter = options.pop("jitter", 1.0)
         given: dict[str, Any] = {
+            "connect": self.connect,
             "close": self.close,
             "check": self.check,
             "clock": anyio.current_time,
             "rng": Chance(jitter),
             "debug": True,
         }
-        return ConnectionPool(self.connect, **given | options)
+        return ConnectionPool(**given | options)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ What is marked as expected to fail is a bug that is known; the mark goes when th
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
@@ -590,3 +592,39 @@ async def test_draining_spares_no_connection_wherever_it_is(server: Server, how:
             waited, number = await borrow(pool)
         assert number == 2
         assert waited == (0.5 if how.startswith("in ") else 0.0)
+
+
+# --- what is given up ---
+
+
+class Socket:
+    """Stands for what a driver holds open for as long as it is referred to."""
+
+
+@pytest.mark.parametrize("step", ["connect", "check", "reset", "close"])
+async def test_what_took_too_long_is_let_go_at_once_and_not_when_the_garbage_collector_comes(
+    server: Server, step: str
+) -> None:
+    held: list[weakref.ref[Socket]] = []
+
+    async def hang(_: object = None) -> Connection:
+        mine = Socket()
+        held.append(weakref.ref(mine))
+        await anyio.sleep_forever()
+        raise AssertionError(mine)
+
+    functions = {"connect": server.connect, "reset": server.reset, step: hang}
+    timeouts = {"connect_timeout": 1.0, "check_timeout": 1.0, "reset_timeout": 1.0, "close_timeout": 1.0}
+    gc.disable()  # otherwise it may come by chance
+    try:
+        async with server.pool(
+            max_size=1, check_after_idle=0.0, max_lifetime=1.0 if step == "close" else None, **functions, **timeouts
+        ) as pool:
+            for _ in range(2):
+                with suppress(PoolTimeoutError):
+                    await borrow(pool, 1.5)
+                await anyio.sleep(2.5)
+            assert held
+            assert [ref() for ref in held if ref() is not None] == []
+    finally:
+        gc.enable()
