@@ -22,6 +22,8 @@ from resilience.pool import ConnectionPool, create_pool
 from resilience.pool.adapters import postgres_asyncpg, postgres_psycopg
 from resilience.testing.servers import PostgresServer, TcpProxy
 
+from .conftest import until_idle
+
 pytestmark = pytest.mark.anyio
 
 SECRET = "Tr0ub4dor"
@@ -126,6 +128,7 @@ async def test_a_check_finds_what_the_server_ended(make: Callable[..., Any]) -> 
     async with make(max_size=1, check_after_idle=0) as pool:
         async with pool.acquire() as connection:
             ended = await value(connection, "SELECT pg_backend_pid()")
+        await until_idle(pool)
         async with make() as other, other.acquire() as killer:
             await value(killer, f"SELECT pg_terminate_backend({ended}, 5000)")
         with capture(CheckFailed) as failed:

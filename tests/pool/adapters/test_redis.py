@@ -20,6 +20,8 @@ from resilience.pool import ConnectionPool, create_pool
 from resilience.pool.adapters import redis as adapter
 from resilience.testing.servers import RedisServer, TcpProxy, find_redis_servers
 
+from .conftest import until_idle
+
 pytestmark = pytest.mark.anyio
 
 SECRET = "Tr0ub4dor"
@@ -209,6 +211,7 @@ async def test_a_check_finds_what_the_server_closed(make: Callable[..., Any], an
     async with make(max_size=1, check_after_idle=0) as pool:
         async with pool.acquire() as client:
             number = await client.client_id()
+        await until_idle(pool)
         any_redis.command("CLIENT", "KILL", "ID", number)
         with capture(CheckFailed) as failed:
             async with pool.acquire(timeout=5) as again:
@@ -224,6 +227,7 @@ async def test_a_check_asks_a_connection_that_looks_well(
     async with create_pool(f"redis://127.0.0.1:{proxy.port}", check_after_idle=0, check_timeout=0.1) as pool:
         async with pool.acquire() as client:
             await client.ping()
+        await until_idle(pool)
         proxy.black_hole()
         proxy.restore()
         async with pool.acquire(timeout=5) as again:  # after a check that nobody answered

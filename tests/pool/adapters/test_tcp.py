@@ -17,6 +17,8 @@ from resilience.events import CheckFailed, ConnectionClosed, ResetFailed, captur
 from resilience.pool import ConnectionPool, create_pool
 from resilience.pool.adapters import network
 
+from .conftest import until_idle
+
 pytestmark = pytest.mark.anyio
 
 
@@ -44,12 +46,6 @@ async def wait_until_seen(stream: ByteStream) -> None:
     with anyio.fail_after(5):
         while network.peek(stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno()) == "quiet":  # noqa: ASYNC110
             await anyio.sleep(0.001)
-
-
-async def until_idle(pool: ConnectionPool[ByteStream]) -> None:
-    with anyio.fail_after(5):
-        while not pool.stats().idle:
-            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_stream_that_is_quiet_is_lent_again() -> None:
