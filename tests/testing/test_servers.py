@@ -310,10 +310,11 @@ def test_a_port_that_was_told_is_kept_or_nothing(binary: Path, tmp_path: Path) -
 
 
 def test_only_free_ports_are_picked_and_none_that_clients_get(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", process.pick_port(1))) as taken:
+    with socket.create_server(("127.0.0.1", process.pick_port(1, 2) + 1)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr(process, "_PORTS", range(port - 1, port + 2))
-        assert {process.pick_port() for _ in range(20)} == {port - 1, port + 1}
+        # Not both of them for certain: other tests, in another process, take ports at the same time.
+        assert {process.pick_port() for _ in range(20)} <= {port - 1, port + 1}
         monkeypatch.setattr(process, "_PORTS", range(port - 1, port + 1))
         with pytest.raises(ServerError, match="no free port"):
             process.pick_port(1)
