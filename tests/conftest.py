@@ -29,6 +29,21 @@ NO_REDIS = pytest.param("none", marks=pytest.mark.skip("no redis server here"))
 USED: dict[str, list[str]] = {"redis": [], "postgresql": []}
 
 
+REAL = frozenset({"redis_server", "any_redis", "redis_cluster", "redis_sentinel", "postgres_server", "tcp_proxy"})
+"""Fixtures of servers in real time."""
+REAL_ROOMS = ("tests/stories/", "tests/cli/", "tests/benchmarks/", "tests/testing/test_servers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests in real time, against servers on a shared machine, a second attempt; those in virtual time get none.
+
+    One that needed it is told as a rerun in the summary, where a race of ours would be seen to come again and again.
+    """
+    for item in items:
+        if REAL & set(getattr(item, "fixturenames", ())) or item.nodeid.startswith(REAL_ROOMS):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for kind, names in USED.items():
         terminalreporter.write_line(f"{kind} servers used: {', '.join(names) or 'none'}")
