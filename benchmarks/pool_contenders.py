@@ -359,7 +359,7 @@ OURS_AT_ONCE: Final = Pool(
     name="resilience, max_connecting=50",
     distribution="anyio-resilience",
     open=partial(ours, max_connecting=50),
-    note="as it comes, it opens 4 at a time",
+    note="the default is 4",
 )
 OUR_LEASE: Final = Pool(
     name="resilience, lease", distribution="anyio-resilience", open=our_lease, note="lease.release()"

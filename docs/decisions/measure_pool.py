@@ -185,19 +185,21 @@ async def _impatient(own: bool) -> tuple[int, int]:  # noqa: FBT001 - as above
 def _growth(say: Say) -> None:
     """50 callers at once, 5 connections open, opening takes 150 ms."""
     for hold in (0.002, 0.2):
-        for what, options in (
-            ("by cost, 4 at a time", {}),
-            ("by cost, 50 at a time", {"max_connecting": 50}),
-            ("one for each, 4 at a time", {"grow": "demand"}),
-            ("one for each, 50 at a time", {"grow": "demand", "max_connecting": 50}),
+        for what, options, used in (
+            ("by cost, 4 at a time", {}, True),
+            ("by cost, 50 at a time", {"max_connecting": 50}, True),
+            ("by cost, 4 at a time, not used before", {}, False),
+            ("by cost, 50 at a time, not used before", {"max_connecting": 50}, False),
+            ("one for each, 4 at a time", {"grow": "demand"}, True),
+            ("one for each, 50 at a time", {"grow": "demand", "max_connecting": 50}, True),
         ):
-            opened, seconds = VirtualClock().run(partial(_spike, hold, options))
+            opened, seconds = VirtualClock().run(partial(_spike, hold, options, used=used))
             title = f"work of {1e3 * hold:.0f} ms, {what}"
             say("0018", f"{title}: opened", opened, "connects")
             say("0018", f"{title}: the last is done", 1e3 * seconds, "ms")
 
 
-async def _spike(hold: float, options: dict[str, Any]) -> tuple[int, float]:
+async def _spike(hold: float, options: dict[str, Any], *, used: bool) -> tuple[int, float]:
     slow = False
     opened = 0
 
@@ -214,7 +216,7 @@ async def _spike(hold: float, options: dict[str, Any]) -> tuple[int, float]:
     clock: Callable[[], float] = anyio.current_time
     async with ConnectionPool(connect, min_size=5, max_size=50, clock=clock, rng=random.Random(1), **options) as pool:
         await pool.wait_ready()
-        for callers in (5, 5, 5, 50):
+        for callers in (5, 5, 5, 50) if used else (50,):
             slow = callers == 50
             began = anyio.current_time()
             async with anyio.create_task_group() as group:

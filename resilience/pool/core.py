@@ -63,7 +63,7 @@ class PoolCore:
 
     Attributes:
         special: whether those that come back need more than to be put back: the pool closes, has more than its bounds
-            allow, keeps headroom or counts uses.
+            allow, keeps headroom, counts uses or resets them.
         ordinary: connections lent to callers who may not use the headroom.
         failures: attempts to connect that failed since the last one that did not.
         failing_since: when the first of them did.
@@ -77,7 +77,14 @@ class PoolCore:
         peak: most that were wanted at a time since the shell last set it to 0.
     """
 
-    def __init__(self, config: PoolConfig, *, jitter: Callable[[], float], allowance: Allowance | None = None) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        *,
+        jitter: Callable[[], float],
+        allowance: Allowance | None = None,
+        resets: bool = False,
+    ) -> None:
         self.config = config
         self.min_size = config.min_size
         self.max_size = config.max_size
@@ -85,7 +92,6 @@ class PoolCore:
         self.slots: dict[int, Slot] = {}
         self.connecting = 0
         self.reserved = 0
-        self.leased = 0
         self.ordinary = 0
         self.waiters = Waiters()
         self.closing = False
@@ -105,7 +111,7 @@ class PoolCore:
         self.fresh_for = inf if config.check_after_idle is None else config.check_after_idle
         self.most_uses = inf if config.max_uses is None else config.max_uses
         self._allowance = allowance
-        self._always_special = config.headroom > 0 or config.max_uses is not None or allowance is not None
+        self._always_special = resets or config.headroom > 0 or config.max_uses is not None or allowance is not None
         self._jitter = jitter
         self._next_id = 1
         self._expiring = 0
@@ -120,6 +126,11 @@ class PoolCore:
     def size(self) -> int:
         """Connections that the pool has."""
         return len(self.slots)
+
+    @property
+    def leased(self) -> int:
+        """Connections that are lent: what is left, so that the short ways of `lease.py` have nothing to count."""
+        return len(self.slots) - len(self.idle) - self.reserved
 
     # --- lending ---
 
@@ -162,7 +173,6 @@ class PoolCore:
         if self.config.headroom and priority <= ORDINARY:
             slot.ordinary = True
             self.ordinary += 1
-        self.leased += 1
         self.peak = max(self.peak, self.leased + self.waiters.live)
 
     def wait(self, ticket: Ticket, now: float, *, first: bool = False) -> Work:
@@ -274,7 +284,6 @@ class PoolCore:
     def _take_out(self, slot: Slot) -> None:
         """Take a connection out of the place where it is; the caller puts it into the next."""
         if slot.place is LEASED:
-            self.leased -= 1
             self.ordinary -= slot.ordinary
             slot.ordinary = False
         elif slot.place is RESERVED:
@@ -410,22 +419,26 @@ class PoolCore:
         if waiting == 0:
             return 0
         if now < self.impatient_at():
-            # As many as serve those who wait within one connect time, what is there included.
-            needed = ceil(waiting * self.hold / self.connect_time)
+            # As many as serve those who wait within one connect time, what is there included. While nobody knows how
+            # long work takes, as many again as there are.
+            needed = ceil(waiting * self.hold / self.connect_time) if self.hold else 2 * self.size
             return min(waiting, needed - self.size) - self.connecting
         return waiting - self.connecting
 
     def impatient_at(self) -> float:
-        """Give the moment from which on each caller who waits is worth a connection: -inf while costs are unknown.
+        """Give the moment from which on each caller who waits is worth a connection: -inf where nothing can be spared.
 
         Until then those who wait should have been served by what is there. If they were not, what is there is held for
-        longer than it used to be.
+        longer than it used to be. While nobody knows how long work takes, that nothing has come back is evidence: once
+        all are held for a share of the connect time, the queue will take the whole of it, and more.
         """
         oldest = next(iter(self.waiters), None)
         if oldest is None:
             return inf
-        known = self.config.grow == "cost" and self.hold > 0 and self.connect_time > 0
-        return oldest.since + self.connect_time if known and self.leased + self.reserved > 0 else -inf
+        if self.config.grow != "cost" or not self.connect_time or not self.leased + self.reserved:
+            return -inf
+        share = 1.0 if self.hold else min(1.0, self.size / self.waiters.live)
+        return oldest.since + share * self.connect_time
 
     def opened(self, connection: Any, now: float, took: float) -> tuple[Slot, Work]:
         """Take in a connection that was opened in `took` seconds."""

@@ -139,11 +139,10 @@ class Acquire(Request, Generic[C]):
         self.owner = task = lender.current_task()
         if task is None or get_ident() != lender.thread:  # of a pool that cannot be used there is none
             lender.check_usable()
-        if core.idle and not core.waiters.order and self.wish is lender.plain:
+        if core.idle and not lender.crowd and self.wish is lender.plain:
             now = lender.now()
             slot = lender.pop()
             if now < slot.retire_at and now - slot.alive_at < core.fresh_for:
-                core.leased += 1
                 slot.place = LEASED
                 slot.asked_at = slot.leased_at = now
                 slot.uses += 1
@@ -177,13 +176,13 @@ class Acquire(Request, Generic[C]):
         lender.used += now - slot.leased_at
         if now >= lender.notes_at:
             lender.note(self, slot, now)
-        if error is not None or lender.resets or core.special or now >= slot.retire_at:
+        if error is not None or core.special or now >= slot.retire_at:
             lender.find_place(slot, now, failed=error is not None)
             return
         if slot.uses < 32 or not slot.uses & 15:  # later a sample will do: it changes slowly
             core.note_hold(now - slot.leased_at)
         slot.idle_since = slot.alive_at = now
-        if core.waiters.order:
+        if lender.crowd:
             ticket = core.hand_over(slot, now)
             if ticket is None:
                 lender.find_place(slot, now, failed=False)
@@ -191,7 +190,6 @@ class Acquire(Request, Generic[C]):
             lender.wake(ticket.seat)
         else:
             slot.place = IDLE
-            core.leased -= 1
             core.idle.append(slot)
         if lender.debug:
             core.check()

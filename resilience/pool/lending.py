@@ -80,7 +80,7 @@ class Lender:
         thread, current_task, seat, wake: of the run that it lends to.
         plain: what callers may ask for who are served in the short way; see `lease.Acquire`.
         pop, unpop: take out the idle connection that is lent next, and put it back.
-        resets: whether connections that come back are reset.
+        crowd: the priorities of those who wait; empty if nobody does.
         notes_at: borrowings that end before this moment need not be noted.
     """
 
@@ -109,7 +109,7 @@ class Lender:
         lifo = self.core.lifo
         self.pop = self.core.idle.pop if lifo else self.core.idle.popleft
         self.unpop = self.core.idle.append if lifo else self.core.idle.appendleft
-        self.resets = engine.reset is not None
+        self.crowd = self.core.waiters.order
         self.debug = self.config.debug
         self.notes_at = -inf
 
@@ -338,7 +338,7 @@ class Lender:
             return  # closed under its borrower
         if slot.doomed == DISCARDED:
             engine.do(core.discard(slot, DISCARDED, now))
-        elif self.resets and not core.reason_to_close(slot, now):
+        elif engine.reset is not None and not core.reason_to_close(slot, now):
             engine.make_as_new(slot, now, failed=failed)
         else:
             engine.do(core.give_back(slot, now, alive=not failed or engine.check is None))

@@ -98,7 +98,7 @@ class ConnectionPool(Generic[C]):
         check_permanent_errors(permanent_errors)
         config = merged(PoolConfig() if config is None else config, overrides)
         jitter = (rng or random.Random()).random  # noqa: S311 - jitter, no secret
-        self._core = PoolCore(config, jitter=jitter, allowance=budget)
+        self._core = PoolCore(config, jitter=jitter, allowance=budget, resets=reset is not None)
         self._engine = Engine(
             name,
             config,

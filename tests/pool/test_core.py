@@ -301,6 +301,20 @@ def test_without_evidence_each_who_waits_is_worth_a_connection() -> None:
     assert wait(make(max_size=50, max_connecting=3), 7) == 3
 
 
+def test_while_nobody_knows_how_long_work_takes_as_many_again_as_there_are() -> None:
+    core = make(max_size=50, max_connecting=50)
+    opened(core, 4)  # in a second each
+    assert wait(core, 16) == 4
+    # Held for a quarter of a second by now: the queue of four for each will take a second and more.
+    assert core.impatient_at() == 0.25
+    assert core.due(0.24).connects == 0
+    assert core.due(0.25).connects == 12
+    core = make(max_size=50, max_connecting=50)
+    opened(core, 4)
+    assert wait(core, 2) == 2
+    assert core.impatient_at() == 1.0  # never later than with evidence
+
+
 def test_on_demand_each_who_waits_is_worth_a_connection_always() -> None:
     core = make(max_size=50, max_connecting=50, grow="demand")
     opened(core, 4)
@@ -518,7 +532,7 @@ def test_closing_refuses_all_who_wait_each_with_an_error_of_its_own() -> None:
 def test_the_books_notice_when_they_do_not_add_up() -> None:
     for spoil in (
         lambda core: core.idle.append(core.take(0.0)),
-        lambda core: setattr(core, "leased", 1),
+        lambda core: core.slots.clear(),
         lambda core: setattr(core, "reserved", 1),
         lambda core: setattr(core, "ordinary", 1),
         lambda core: setattr(core, "connecting", 100),

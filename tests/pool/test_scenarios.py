@@ -365,6 +365,31 @@ async def test_one_connection_is_enough_for_one_caller(server: Server) -> None:
 # --- a server that is away ---
 
 
+@pytest.mark.parametrize("used", [True, False], ids=["used", "not used before"])
+@pytest.mark.parametrize(("work", "most_opened", "latest"), [(0.002, 5, 0.03), (0.01, 5, 0.12), (0.2, 45, 0.37)])
+async def test_a_burst_is_worth_what_it_costs(
+    server: Server, used: bool, work: float, most_opened: int, latest: float
+) -> None:
+    """HikariCP's spike, short work and long work by one configuration: 50 at once, 5 open, opening takes 150 ms."""
+    server.takes["connect"] = 0.15
+
+    async def borrow() -> None:
+        async with pool.acquire():
+            await anyio.sleep(work)
+
+    async with server.pool(min_size=5, max_size=50, max_connecting=50) as pool:
+        await pool.wait_ready()
+        if used:
+            async with pool.acquire():
+                await anyio.sleep(work)
+        opened, began = pool.stats().opened, anyio.current_time()
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(borrow)
+        assert pool.stats().opened - opened <= most_opened
+        assert anyio.current_time() - began <= latest + 1e-9
+
+
 async def test_pauses_grow_up_to_the_cap(server: Server) -> None:
     """8, psycopg `test_reconnect`, which has no cap."""
     async with server.pool(min_size=1, max_size=1, reconnect_base=0.1, reconnect_cap=0.8) as pool:
