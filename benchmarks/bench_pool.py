@@ -155,11 +155,11 @@ def crowd(pool: Pool, tasks: int, variant: str = "", run: Elsewhere = here) -> C
 async def spike(pool: Pool, hold_seconds: float, connect_seconds: float) -> tuple[float, int]:
     """Let all borrowers come at once; tell the seconds until the last is done, and the connections that were opened."""
     hold = partial(anyio.sleep, hold_seconds)
-    server = Server()
+    server = Server(connect_seconds)
     async with pool.open(server, WARM, BORROWERS) as use:
-        # What connections are held for is known by the time of the spike, to whoever wants to know.
+        # What opening takes, and for how long they are held, is known by the time of the spike to whoever wants to know.
         await together(use, hold, WARM, 3 * WARM)
-        server.seconds, before = connect_seconds, server.opened
+        before = server.opened
         seconds = await together(use, hold, BORROWERS, BORROWERS)
         return seconds, server.opened - before
 
