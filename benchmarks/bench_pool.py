@@ -155,7 +155,7 @@ def crowd(pool: Pool, tasks: int, variant: str = "", run: Elsewhere = here) -> C
 async def spike(pool: Pool, hold_seconds: float, connect_seconds: float) -> tuple[float, int]:
     """Let all borrowers come at once; tell the seconds until the last is done, and the connections that were opened."""
     hold = partial(anyio.sleep, hold_seconds)
-    server = Server(connect_seconds)
+    server = Server(seconds=connect_seconds)
     async with pool.open(server, WARM, BORROWERS) as use:
         # What opening takes, and for how long they are held, is known by the time of the spike to whoever wants to know.
         await together(use, hold, WARM, 3 * WARM)
