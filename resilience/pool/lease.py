@@ -179,7 +179,8 @@ class Acquire(Request, Generic[C]):
         if error is not None or core.special or now >= slot.retire_at:
             lender.find_place(slot, now, failed=error is not None)
             return
-        if slot.uses < 32 or not slot.uses & 15:  # later a sample will do: it changes slowly
+        uses = slot.uses
+        if uses < 32 or not uses & 15:  # later a sample will do: it changes slowly
             core.note_hold(now - slot.leased_at)
         slot.idle_since = slot.alive_at = now
         if lender.crowd:

@@ -26,7 +26,7 @@ from .engine import Engine
 from .home import Home, Site, told
 from .keeper import Keeper
 from .sizing import UsageRecord
-from .slots import DISCARDED, LEASED, Slot
+from .slots import DISCARDED, IDLE, LEASED, Slot
 from .stats import PoolStats
 from .waiters import Ticket
 
@@ -329,7 +329,17 @@ class Lender:
         self.used += now - slot.leased_at
         if now >= self.notes_at:
             self.note(lease, slot, now)
-        self.find_place(slot, now, failed=error is not None)
+        core = self.core
+        if error is not None or core.special or self.crowd or now >= slot.retire_at:
+            self.find_place(slot, now, failed=error is not None)
+            return
+        # The short way, as in `lease.Acquire`: it is needed as it is.
+        core.note_hold(now - slot.leased_at)
+        slot.idle_since = slot.alive_at = now
+        slot.place = IDLE
+        core.idle.append(slot)
+        if self.debug:
+            core.check()
 
     def find_place(self, slot: Slot, now: float, *, failed: bool) -> None:
         """Lend a connection that came back to the next caller, or reset it, or keep it, or close it."""
