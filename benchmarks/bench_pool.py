@@ -157,7 +157,7 @@ async def spike(pool: Pool, hold_seconds: float, connect_seconds: float) -> tupl
     hold = partial(anyio.sleep, hold_seconds)
     server = Server(seconds=connect_seconds)
     async with pool.open(server, WARM, BORROWERS) as use:
-        # What opening takes, and for how long they are held, is known by the time of the spike to whoever wants to know.
+        # What opening takes, and for how long they are held, is known by the time of the spike.
         await together(use, hold, WARM, 3 * WARM)
         before = server.opened
         seconds = await together(use, hold, BORROWERS, BORROWERS)
