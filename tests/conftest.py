@@ -31,7 +31,16 @@ USED: dict[str, list[str]] = {"redis": [], "postgresql": []}
 
 REAL = frozenset({"redis_server", "any_redis", "redis_cluster", "redis_sentinel", "postgres_server", "tcp_proxy"})
 """Fixtures of servers in real time."""
-REAL_ROOMS = ("tests/stories/", "tests/cli/", "tests/benchmarks/", "tests/testing/test_servers")
+REAL_ROOMS = (
+    "tests/benchmarks/",
+    "tests/cli/",
+    "tests/rate_limiter/test_cluster",
+    "tests/rate_limiter/test_outages",
+    "tests/rate_limiter/test_sentinel",
+    "tests/rate_limiter/test_trouble",
+    "tests/stories/",
+    "tests/testing/test_servers",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
