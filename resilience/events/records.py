@@ -516,6 +516,17 @@ class RetryStopped(Event):
 
 
 @_record
+class PolicyHookFailed(Event):
+    """A function that a policy was given to decide with raised; `hook` is its argument, such as "retry_after"."""
+
+    kind: ClassVar[str] = "policy.hook_failed"
+    default_severity: ClassVar[Severity] = "error"
+
+    hook: str
+    error_type: str
+
+
+@_record
 class TimedOut(Event):
     """A timeout of ours ended a call; `scope` is "attempt" or "total"."""
 

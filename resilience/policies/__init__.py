@@ -1,0 +1,11 @@
+"""Policies: what stands around a call, and decides whether, when and how often it is made."""
+
+from __future__ import annotations
+
+from .backoff import Backoff
+from .budget import RetryBudget
+from .policy import Policy
+from .retry import Retry
+from .writes import writes
+
+__all__ = ["Backoff", "Policy", "Retry", "RetryBudget", "writes"]

@@ -1,0 +1,80 @@
+"""How many calls may be extra: a share of those under way, for retries and hedges together."""
+
+from __future__ import annotations
+
+import threading
+
+from resilience.checks import check_int, check_number
+from resilience.forks import renew_locks_in_child
+
+
+class RetryBudget:
+    """Keeps retries and hedges to a share of the calls under way, so that they cannot multiply an outage.
+
+    One budget may serve several policies, in any number of tasks and threads: so they share the load that they put on a
+    dependency.
+
+    Args:
+        ratio: extra attempts per call under way, from 0 to 1. Default 0.2.
+        floor: extra attempts that are always allowed, >= 0: services with few calls retry too. Default 3.
+
+    Raises:
+        ConfigurationError: a value out of its range.
+
+    Source: the retry budgets of Envoy (a share of what is active, with a minimum).
+    """
+
+    def __init__(self, ratio: float = 0.2, floor: int = 3) -> None:
+        check_number("ratio", ratio, least=0, most=1)
+        check_int("floor", floor, least=0)
+        self.ratio = ratio
+        self.floor = floor
+        self._calls = self._extra = 0
+        # Guards both counts; held for arithmetic only.
+        self._lock = threading.Lock()
+        renew_locks_in_child(self)
+
+    def renew_locks(self) -> None:
+        """Begin anew in a forked child: the calls under way are the parent's."""
+        self._lock = threading.Lock()
+        self._calls = self._extra = 0
+
+    @property
+    def calls(self) -> int:
+        """How many calls are under way."""
+        return self._calls
+
+    @property
+    def extra(self) -> int:
+        """How many retries and hedges are under way."""
+        return self._extra
+
+    def __repr__(self) -> str:
+        return f"<RetryBudget {self._extra} of {self._most()} extra, {self._calls} calls under way>"
+
+    def begin_call(self) -> None:
+        """Note that a call began; `end_call` must follow."""
+        with self._lock:
+            self._calls += 1
+
+    def end_call(self) -> None:
+        """Note that a call is over."""
+        with self._lock:
+            self._calls = max(0, self._calls - 1)  # a forked child may end what its parent began
+
+    def take(self) -> bool:
+        """Take the right to one extra attempt, if there is one; `give_back` must follow then."""
+        with self._lock:
+            if self._extra >= self._most():
+                return False
+            self._extra += 1
+            return True
+
+    def give_back(self) -> None:
+        """Give the right back: the attempt is over, or was never made."""
+        with self._lock:
+            self._extra = max(0, self._extra - 1)
+
+    def _most(self) -> int:
+        # 25 calls at 0.2 are 5.000000000000001 elsewhere: rounding must not cost one.
+        return max(self.floor, int(self.ratio * self._calls + 1e-9))

@@ -1,0 +1,126 @@
+"""What all policies have in common: they stand around a function, alone, stacked, or in a pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+
+from resilience.checks import check_name, code_of, is_async, shown
+from resilience.errors import ConfigurationError
+from resilience.stack import ADMITTED, Admission, dressed, policies_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a policy stands.
+
+    Attributes:
+        name: of the operation, in events and errors.
+        inner: the policies between it and the function, outermost first.
+    """
+
+    name: str
+    inner: tuple[Any, ...] = ()
+
+
+class Policy(ABC):
+    """What stands around a function and decides whether, when and how often it is called.
+
+    Every policy is a decorator, and has `call` for functions that are called once. Its state lives in the object: to
+    use one object in two places is to share what it knows.
+
+    Args:
+        name: in events and errors; None takes the name of the pipeline, or of the function.
+    """
+
+    title: ClassVar[str]
+    """What it is called in messages, such as "a retry"."""
+
+    def __init__(self, name: str | None = None) -> None:
+        if name is not None:
+            check_name(name)
+        self.name = name
+
+    def __call__(self, function: F) -> F:
+        """Put the policy around `function`, whose kind, types, name and docs it keeps.
+
+        Raises:
+            ConfigurationError: not a function, or one that the policy cannot stand around.
+        """
+        check_wrappable(function, self.title)
+        return cast("F", dressed(self.around(function, self._site(function)), function, self))
+
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function(*args, **kwargs)` through the policy; of an async function this gives an awaitable.
+
+        Raises:
+            ConfigurationError: as when it decorates.
+        """
+        check_wrappable(function, self.title)
+        return cast("T", self.around(function, self._site(function))(*args, **kwargs))
+
+    def admission(self) -> Admission:
+        """Tell whether a call would be let in now, without taking anything."""
+        return ADMITTED
+
+    @abstractmethod
+    def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
+        """Give a function that calls `function` through the policy, without its name and docs.
+
+        Raises:
+            ConfigurationError: it cannot stand there.
+        """
+
+    def _site(self, function: Callable[..., Any]) -> Site:
+        return Site(self.name or operation_name(function), policies_of(function))
+
+
+def operation_name(function: object) -> str:
+    """Give the name of what is called, as events show it: never an argument."""
+    code = function
+    while hasattr(code, "func"):  # a partial, or something like it
+        code = code.func
+    name = getattr(code, "__qualname__", None) or type(code).__qualname__
+    return f"{getattr(code, '__module__', None) or type(code).__module__}.{name}"
+
+
+def check_wrappable(function: object, title: str) -> None:
+    """Refuse what is no function, or whose call does not do the work yet.
+
+    Raises:
+        ConfigurationError: says what to do instead.
+    """
+    if isinstance(function, staticmethod | classmethod):
+        raise ConfigurationError(f"{title} is for functions: put it below @{type(function).__name__}, not above")
+    if isinstance(function, type) or not callable(function):
+        raise ConfigurationError(
+            f"{title} is for functions, got {shown(function)}: pass the function and its arguments, not its result"
+        )
+    code = code_of(function)
+    if inspect.isasyncgenfunction(code) or (inspect.isgeneratorfunction(code) and not is_async(function)):
+        raise ConfigurationError(
+            f"{title} cannot be around the generator {shown(function)}: it would end before the first item. "
+            "Put it around the function that uses up the items"
+        )
+
+
+def refuse_awaitable(result: object, title: str) -> None:
+    """Refuse that a plain function gives an awaitable: the work would be done where nobody looks.
+
+    Raises:
+        ConfigurationError: says what to do instead.
+    """
+    if hasattr(type(result), "__await__") and isinstance(result, Awaitable):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise ConfigurationError(
+            f"{title} got an awaitable from a plain function: declare it with async def, or pass the async function "
+            "itself and its arguments"
+        )

@@ -1,0 +1,41 @@
+"""Which policies stand around a function: each that wraps it notes itself, so that an outer one can look inwards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+_NOTED = "__policies__"
+
+
+class Admission(NamedTuple):
+    """Whether a call would be let in now; asking takes nothing and counts nowhere.
+
+    Attributes:
+        allowed: whether.
+        retry_after: seconds until it would be, None where no time is known.
+        reason: why not, such as "circuit_open"; None where it is allowed.
+    """
+
+    allowed: bool
+    retry_after: float | None = None
+    reason: str | None = None
+
+
+ADMITTED = Admission(allowed=True)
+
+
+def policies_of(function: object) -> tuple[Any, ...]:
+    """Give the policies around `function`, outermost first. `functools.wraps` between them hides none."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    noted = getattr(function, _NOTED, ())
+    return noted if isinstance(noted, tuple) else ()
+
+
+def dressed(wrapper: Callable[..., Any], function: Callable[..., Any], policy: object) -> Any:
+    """Give `wrapper` the name, docs and attributes of `function`, and note `policy` as the outermost around it."""
+    dressed: Any = functools.update_wrapper(wrapper, function)
+    setattr(dressed, _NOTED, (policy, *policies_of(function)))
+    return dressed
