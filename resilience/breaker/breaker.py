@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar, cast
 
 from resilience.checks import check_function, check_int, check_name, check_number, shown
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError
+from resilience.stack import ADMITTED, Admission, dressed
 
 from .config import CircuitBreakerConfig, CircuitState, merged
 from .core import Trigger
@@ -80,6 +80,9 @@ class CircuitBreaker:
         ConfigurationError: a field makes no sense, or does not exist.
     """
 
+    kind: ClassVar[str] = "breaker"
+    """What it is among policies."""
+
     def __init__(
         self,
         name: str,
@@ -136,7 +139,7 @@ class CircuitBreaker:
         check_guardable(function)
         if getattr(function, "circuit_breaker", None) is self:
             raise ConfigurationError(f"circuit breaker {self.name!r} guards {function!r} already")
-        wrapper: Any = functools.update_wrapper(guarded(self._gate, function), function)
+        wrapper: Any = dressed(guarded(self._gate, function), function, self)
         wrapper.circuit_breaker = self
         return cast("F", wrapper)
 
@@ -156,6 +159,11 @@ class CircuitBreaker:
                 f"function must be callable, got {shown(function)}: pass the function and its arguments, not its result"
             )
         return cast("T", guarded(self._gate, function)(*args, **kwargs))
+
+    def around(self, function: Callable[..., Any], site: object = None) -> Callable[..., Any]:  # noqa: ARG002 - as policies have it
+        """Give a function that calls `function` through the circuit, without its name and docs: for pipelines."""
+        check_guardable(function)
+        return guarded(self._gate, function)
 
     def guard(self) -> Guard:
         """Give a context manager, for `with` and `async with`, whose block is one call.
@@ -192,6 +200,14 @@ class CircuitBreaker:
     def would_allow(self) -> bool:
         """Tell whether a call would be let in now. A pure read: no permit is taken, nothing is counted or moved."""
         return self._gate.would_admit()
+
+    def admission(self) -> Admission:
+        """Tell whether a call would be let in now, and when it would be. A pure read, as `would_allow`."""
+        if self.would_allow():
+            return ADMITTED
+        snapshot = self._gate.read(self._read)
+        reason = "circuit_half_open" if snapshot.state is CircuitState.HALF_OPEN else "circuit_open"
+        return Admission(allowed=False, retry_after=snapshot.retry_after, reason=reason)
 
     # --- what people decide ---
 

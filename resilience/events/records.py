@@ -527,6 +527,24 @@ class PolicyHookFailed(Event):
 
 
 @_record
+class ConfigReloaded(Event):
+    """A pipeline was given other policies, so many of them."""
+
+    kind: ClassVar[str] = "config.reloaded"
+    default_severity: ClassVar[Severity] = "info"
+
+    policies: int
+
+
+@_record
+class ConfigReloadFailed(Event):
+    """A pipeline was to be given policies that make no sense; those from before stay in place."""
+
+    kind: ClassVar[str] = "config.reload_failed"
+    default_severity: ClassVar[Severity] = "error"
+
+
+@_record
 class TimedOut(Event):
     """A timeout of ours ended a call; `scope` is "attempt" or "total"."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from itertools import count
 from math import inf
+from typing import Protocol, TypeAlias
 
 import anyio
 
 from resilience.clock import Clock
+from resilience.events import Event
 
 _numbers = count(1)
 
@@ -20,21 +20,34 @@ def new_call_id() -> str:
     return f"{next(_numbers):x}"
 
 
+class Remembers(Protocol):
+    """What keeps the events of calls."""
+
+    def add(self, call_id: str, event: Event) -> None:
+        """Remember what happened to a call."""
+
+
 class Call:
     """What is known of a call under way.
 
     Attributes:
-        id: unique in this process.
+        memory: keeps its events.
         attempts: how often the callee was called; None while nobody counts, which is once if it was called at all.
         stop_reason: why no further attempt was made, None while nobody decided.
     """
 
-    __slots__ = ("attempts", "id", "stop_reason")
+    __slots__ = ("_number", "attempts", "memory", "stop_reason")
 
-    def __init__(self) -> None:
-        self.id = new_call_id()
+    def __init__(self, memory: Remembers | None = None) -> None:
+        self._number = next(_numbers)
+        self.memory = memory
         self.attempts: int | None = None
         self.stop_reason: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Its name, unique in this process."""
+        return f"{self._number:x}"
 
 
 current_call: ContextVar[Call | None] = ContextVar("resilience_call", default=None)
@@ -42,18 +55,22 @@ current_call: ContextVar[Call | None] = ContextVar("resilience_call", default=No
 _sync_deadline: ContextVar[tuple[float, Clock] | None] = ContextVar("resilience_deadline", default=None)
 
 
-@contextmanager
-def sync_deadline(seconds: float, clock: Clock) -> Iterator[None]:
-    """Let whoever waits in sync code know when it is of no use any more. A nearer deadline stays in force."""
-    at = clock() + seconds
-    outer = _sync_deadline.get()
-    if outer is not None and outer[0] - outer[1]() <= seconds:
-        yield
-        return
-    token = _sync_deadline.set((at, clock))
-    try:
-        yield
-    finally:
+_Token: TypeAlias = Token[tuple[float, Clock] | None]
+
+
+def enter_sync_deadline(seconds: float, clock: Clock) -> _Token | None:
+    """Let whoever waits in sync code know when it is of no use any more; `leave_sync_deadline` must follow.
+
+    A nearer deadline around it stays in force: then this gives None.
+    """
+    if seconds_left_sync() <= seconds:
+        return None
+    return _sync_deadline.set((clock() + seconds, clock))
+
+
+def leave_sync_deadline(token: _Token | None) -> None:
+    """Forget what `enter_sync_deadline` has set."""
+    if token is not None:
         _sync_deadline.reset(token)
 
 

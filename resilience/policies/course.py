@@ -27,6 +27,7 @@ _REASONS: Final = {
     "adaptive_limit": "bulkhead_full",
     "pool": "pool_exhausted",
 }
+_FOR_GOOD: Final = ("circuit_open", "pool_closed")
 _UPWARD: Final = (
     0.1  # of what a rejection asks for, at most, on top: those refused together must not come back together
 )
@@ -127,8 +128,8 @@ class Course:
         if step.delay is None or admission.allowed:
             return step
         seconds, reason = admission.retry_after, admission.reason or "shed"
-        # Without a time, a full bulkhead or pool may well have room by then; a circuit that was forced open will not.
-        if (seconds is None and reason != "circuit_open") or (seconds is not None and seconds <= step.delay):
+        # Without a time, a full bulkhead or pool may well have room by then; what was closed by hand stays closed.
+        if (seconds is None and reason not in _FOR_GOOD) or (seconds is not None and seconds <= step.delay):
             return step
         later = self._after_rejection(reason, seconds, remaining)
         return later if later.delay is None else Step(max(later.delay, step.delay))

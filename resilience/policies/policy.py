@@ -12,6 +12,8 @@ from resilience.checks import check_name, code_of, is_async, shown
 from resilience.errors import ConfigurationError
 from resilience.stack import ADMITTED, Admission, dressed, policies_of
 
+from .order import check_order
+
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,9 +54,11 @@ class Policy(ABC):
         """Put the policy around `function`, whose kind, types, name and docs it keeps.
 
         Raises:
-            ConfigurationError: not a function, or one that the policy cannot stand around.
+            ConfigurationError: not a function, or one that the policy cannot stand around; or it stands around another
+                policy where that makes no sense, or around itself.
         """
         check_wrappable(function, self.title)
+        check_order((self, *policies_of(function)))
         return cast("F", dressed(self.around(function, self._site(function)), function, self))
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import random
 import time
 from collections.abc import Awaitable, Callable
 from math import inf
 from sys import _getframe
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,6 +19,7 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError, PoolClosedError, PoolTimeoutError, PoolUsageError, type_name
 from resilience.events import PoolClosed, PoolResized, emit
 from resilience.forks import renew_locks_in_child
+from resilience.stack import ADMITTED, Admission, dressed
 
 from .budget import Budget
 from .config import MAX_SECONDS, MAX_SIZE, PoolConfig, merged
@@ -67,6 +67,9 @@ class ConnectionPool(Generic[C]):
     Raises:
         ConfigurationError: names the field, the value and the rule.
     """
+
+    kind: ClassVar[str] = "pool"
+    """What it is among policies: see `inject`."""
 
     def __init__(
         self,
@@ -306,13 +309,24 @@ class ConnectionPool(Generic[C]):
         code = getattr(function, "__code__", None) or self.inject.__code__
         lender = self._lender
 
-        @functools.wraps(function)
         async def injected(*args: P.args, **kwargs: P.kwargs) -> T:
             request: Acquire[C] = Acquire(lender, lender.usual, code, 0)
             async with request as connection:
                 return await function(connection, *args, **kwargs)
 
-        return injected
+        return cast("Callable[P, Awaitable[T]]", dressed(injected, function, self))
+
+    def admission(self) -> Admission:
+        """Tell whether `acquire` would be refused at once, as far as is known now; takes nothing."""
+        core, breaker = self._core, self._engine.breaker
+        if core.closing:
+            return Admission(allowed=False, reason="pool_closed")
+        if breaker is not None and not core.size:
+            return breaker.admission()
+        most = self.config.max_waiting
+        if most is not None and core.waiters.live >= most:
+            return Admission(allowed=False, reason="pool_exhausted")
+        return ADMITTED
 
     # --- what people decide ---
 

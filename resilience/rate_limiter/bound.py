@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Final, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Final, ParamSpec, Protocol, TypeVar, cast
 
 from resilience.checks import check_function, check_int, check_number, code_of, is_async, shown
 from resilience.errors import ConfigurationError, RateLimitedError
+from resilience.stack import ADMITTED, Admission, dressed
 
 from .decision import Decision
 
@@ -24,6 +24,9 @@ class Limits(Protocol):
 
     def refusal(self, key: str | bytes, decision: Decision) -> RateLimitedError:
         """Make the error of a refused call."""
+
+    def admission(self, key: str | bytes, cost: int) -> Admission:
+        """Tell what is known of a call."""
 
     async def try_acquire(self, key: str | bytes, cost: int) -> Decision:
         """Take units if they are there."""
@@ -43,6 +46,9 @@ class BoundLimiter:
 
     Made by `RateLimiter.bound` and `rate_limit`.
     """
+
+    kind: ClassVar[str] = "limiter"
+    """What it is among policies."""
 
     def __init__(
         self,
@@ -66,10 +72,10 @@ class BoundLimiter:
             if not wait:
                 raise ConfigurationError("timeout must be None without wait=True: nobody waits")
         self.limiter = limiter
-        self._key = key
-        self._cost = cost
-        self._wait = wait
-        self._timeout = timeout
+        self.key = key
+        self.cost = cost
+        self.wait = wait
+        self.timeout = timeout
 
     def __repr__(self) -> str:
         return f"<BoundLimiter of {self.limiter!r}>"
@@ -85,7 +91,7 @@ class BoundLimiter:
         Cancellation: while it waits for its turn, the units are given back.
         """
         check_limitable(function)
-        wrapper: Any = functools.update_wrapper(self._limited(function), function)
+        wrapper: Any = dressed(self._limited(function), function, self)
         wrapper.rate_limiter = self.limiter
         return cast("F", wrapper)
 
@@ -102,8 +108,22 @@ class BoundLimiter:
             raise ConfigurationError(f"function must be callable, got {shown(function)}: pass the function itself")
         return cast("T", self._limited(function)(*args, **kwargs))
 
+    def around(self, function: Callable[..., Any], site: object = None) -> Callable[..., Any]:  # noqa: ARG002 - as policies have it
+        """Give a function that calls `function` within its limit, without its name and docs: for pipelines."""
+        check_limitable(function)
+        return self._limited(function)
+
+    def admission(self) -> Admission:
+        """Tell what is known, without a trip to a store, of whether a call would be let in now.
+
+        Where key or cost depend on the call, or calls wait for their turn, nothing is known: allowed.
+        """
+        if self.wait or callable(self.key) or callable(self.cost):
+            return ADMITTED
+        return self.limiter.admission(self.key, self.cost)
+
     def _limited(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        key_of, cost_of = _reader(self._key, function), _reader(self._cost, function)
+        key_of, cost_of = _reader(self.key, function), _reader(self.cost, function)
         if is_async(function):
 
             async def limited(*args: Any, **kwargs: Any) -> Any:
@@ -119,16 +139,16 @@ class BoundLimiter:
         return limited_sync
 
     async def _admit(self, key: str | bytes, cost: int) -> None:
-        if self._wait:
-            await self.limiter.acquire(key, cost, timeout=self._timeout)
+        if self.wait:
+            await self.limiter.acquire(key, cost, timeout=self.timeout)
             return
         decision = await self.limiter.try_acquire(key, cost)
         if not decision.allowed:
             raise self.limiter.refusal(key, decision)
 
     def _admit_sync(self, key: str | bytes, cost: int) -> None:
-        if self._wait:
-            self.limiter.acquire_sync(key, cost, timeout=self._timeout)
+        if self.wait:
+            self.limiter.acquire_sync(key, cost, timeout=self.timeout)
             return
         decision = self.limiter.try_acquire_sync(key, cost)
         if not decision.allowed:

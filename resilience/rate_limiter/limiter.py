@@ -19,6 +19,7 @@ from resilience.checks import check_function, check_int, check_name, check_numbe
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError, RateLimitedError
 from resilience.events import LimitNear, LimitRejected
+from resilience.stack import ADMITTED, Admission
 
 from .batch import Item, Operation, Request, Told
 from .bound import MAX_COST, BoundLimiter
@@ -256,6 +257,19 @@ class RateLimiter:
             item, _ = self._ask_sync("peek", own, cost)
             decision = self._remote.peeked(item)
         return decision
+
+    def admission(self, key: str | bytes = "", cost: int = 1) -> Admission:
+        """Tell whether `try_acquire(key, cost)` would be granted, as far as this process knows; takes nothing.
+
+        Other than `peek` it makes no trip: a shared store that has not refused this key lately is taken to allow it.
+        """
+        own = self._own_key(key, cost)
+        decision = self._looked(own, cost)
+        if decision is None:
+            decision = self._space.refusal(own, cost)
+        if decision is None or decision.allowed:
+            return ADMITTED
+        return Admission(allowed=False, retry_after=decision.retry_after, reason="rate_limited")
 
     def _looked(self, key: str, cost: int) -> Decision | None:
         if not self._is_shared:

@@ -1,0 +1,89 @@
+"""Which policy may stand around which: the usual order, and what makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from resilience.checks import is_exception_types
+from resilience.errors import ConfigurationError, RejectedError
+
+from .course import MISTAKES
+
+ORDER: Final = (
+    "fallback",
+    "deadline",
+    "cache",
+    "shed",
+    "throttle",
+    "retry",
+    "hedge",
+    "breaker",
+    "limiter",
+    "bulkhead",
+    "pool",
+    "timeout",
+)
+"""Outermost first. A fallback must see the final outcome; a hit in the cache costs nothing that is paid for; each attempt
+is an admission to the breaker and to the limiter, and an open breaker spends no tokens; waiting for a place or a
+connection is our congestion and not the callee's slowness, so the attempt's timeout is innermost."""
+
+_SPARED: Final = (RejectedError, *MISTAKES)
+_HIDES_FAILURES: Final = "the fallback would answer each failure before it is seen"
+IMPOSSIBLE: Final = {
+    ("retry", "fallback"): _HIDES_FAILURES,
+    ("hedge", "fallback"): _HIDES_FAILURES,
+    ("breaker", "fallback"): _HIDES_FAILURES,
+    ("throttle", "fallback"): _HIDES_FAILURES,
+    ("hedge", "cache"): "the cache would make one call of all attempts",
+    ("pool", "hedge"): "all attempts would use one connection at once",
+    ("pool", "retry"): "all attempts would use one connection, the broken one",
+    ("pool", "cache"): "the connection would be borrowed for a hit, and be part of the key",
+}
+"""Outer and inner kind, and why nobody can want that."""
+
+
+def kind_of(policy: object) -> str:
+    """Give the kind of a policy, as `ORDER` names them; a policy of somebody else is of a kind of its own."""
+    return str(getattr(policy, "kind", type(policy).__name__))
+
+
+def check_order(policies: tuple[Any, ...]) -> None:
+    """Refuse what makes no sense; `policies` outermost first.
+
+    Raises:
+        ConfigurationError: names both policies and the reason, or the one that is there twice.
+    """
+    for outer, inner in _pairs(policies):
+        if outer is inner:
+            raise ConfigurationError(
+                f"{outer!r} must not stand around one function twice: what it knows would count double"
+            )
+        why = IMPOSSIBLE.get((kind_of(outer), kind_of(inner)))
+        if why is not None and may_hide(outer, inner):
+            raise ConfigurationError(f"{outer!r} must not be around {inner!r}: {why}")
+
+
+def may_hide(outer: object, inner: object) -> bool:
+    """Tell whether a fallback inside answers errors that the policy around it waits for; True of anything else.
+
+    What predicates let pass is not known here: then nothing is refused.
+    """
+    if kind_of(inner) != "fallback":
+        return True
+    wanted, answered = getattr(getattr(outer, "rules", None), "on", Exception), getattr(inner, "on", Exception)
+    if not (is_exception_types(wanted) and is_exception_types(answered)):
+        return False
+    # What a retry spares anyway is not hidden from it: a fallback for open circuits may well stand inside.
+    seen = [kind for kind in _types(answered) if not issubclass(kind, _SPARED)]
+    return any(issubclass(one, other) or issubclass(other, one) for one in _types(wanted) for other in seen)
+
+
+def _pairs(policies: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    for place, outer in enumerate(policies):
+        for inner in policies[place + 1 :]:
+            yield outer, inner
+
+
+def _types(kinds: type[BaseException] | tuple[type[BaseException], ...]) -> tuple[type[BaseException], ...]:
+    return kinds if isinstance(kinds, tuple) else (kinds,)

@@ -1,0 +1,87 @@
+"""What a chain of policies can cost at worst: attempts, seconds, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+from typing import Any, NamedTuple
+
+from .backoff import Backoff
+from .order import kind_of
+
+
+class Plan(NamedTuple):
+    """The worst case of one call.
+
+    Attributes:
+        attempts: how often the callee is called; infinity where nothing bounds it.
+        seconds: how long it takes, waits and pauses included; infinity where nothing bounds it.
+        tokens: units taken from rate limiters, by the limiter's name.
+    """
+
+    attempts: float
+    seconds: float
+    tokens: dict[str, float]
+
+
+def plan_of(policies: tuple[Any, ...]) -> Plan:
+    """Work the worst case out, outermost policy first: from the function outwards."""
+    plan = Plan(1, inf, {})
+    for policy in reversed(policies):
+        plan = _around(policy, plan)
+    return plan
+
+
+def longest_pauses(retry: Any) -> float:
+    """Give the most seconds that a retry spends in pauses; infinity where that is not known."""
+    rules = retry.rules
+    if rules.attempts is None:
+        return inf
+    pauses = rules.attempts - 1
+    if not pauses:
+        return 0.0
+    admission = (rules.wait_for_admission or 0.0) * 1.1
+    if isinstance(rules.wait, Backoff):
+        # A server may ask for as much as the cap; with many attempts nearly all pauses are the cap's.
+        longest = rules.wait.cap if rules.retry_after is not None else None
+        return sum(max(rules.wait.longest(n) if longest is None else longest, admission) for n in _some(pauses))
+    return inf if callable(rules.wait) else pauses * max(float(rules.wait), admission)
+
+
+def _around(policy: Any, inner: Plan) -> Plan:
+    match kind_of(policy):
+        case "timeout" | "deadline":
+            return inner._replace(seconds=min(inner.seconds, policy.seconds))
+        case "retry":
+            times = inf if policy.rules.attempts is None else policy.rules.attempts
+            return _times(times, inner)._replace(seconds=_product(times, inner.seconds) + longest_pauses(policy))
+        case "hedge":
+            return _times(1 + policy.max_hedges, inner)
+        case "limiter":
+            return _limited(policy, inner)
+        case "bulkhead" if policy.max_waiting:
+            return inner._replace(seconds=inner.seconds + (inf if policy.timeout is None else policy.timeout))
+        case "pool":
+            longest = policy.config.acquire_timeout
+            return inner._replace(seconds=inner.seconds + (inf if longest is None else longest))
+    return inner
+
+
+def _limited(policy: Any, inner: Plan) -> Plan:
+    name, cost = policy.limiter.name, policy.cost
+    tokens = inner.tokens | {name: inner.tokens.get(name, 0) + (inf if callable(cost) else cost)}
+    wait = 0.0 if not policy.wait else inf if policy.timeout is None else policy.timeout
+    return inner._replace(tokens=tokens, seconds=inner.seconds + wait)
+
+
+def _times(times: float, plan: Plan) -> Plan:
+    tokens = {name: _product(times, units) for name, units in plan.tokens.items()}
+    return plan._replace(attempts=_product(times, plan.attempts), tokens=tokens)
+
+
+def _product(times: float, value: float) -> float:
+    return 0.0 if not times or not value else times * value
+
+
+def _some(pauses: int) -> Iterator[int]:
+    return iter(range(1, min(pauses, 100_000) + 1))
