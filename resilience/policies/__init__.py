@@ -6,6 +6,7 @@ from .backoff import Backoff
 from .budget import RetryBudget
 from .policy import Policy
 from .retry import Retry
+from .timeout import Deadline, Timeout
 from .writes import writes
 
-__all__ = ["Backoff", "Policy", "Retry", "RetryBudget", "writes"]
+__all__ = ["Backoff", "Deadline", "Policy", "Retry", "RetryBudget", "Timeout", "writes"]

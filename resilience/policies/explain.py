@@ -15,9 +15,7 @@ def explain(name: str | None, policies: tuple[Any, ...]) -> str:
     lines += [f"  {number}. {policy!r}" for number, policy in enumerate(policies, 1)]
     lines.append(f"  attempts per call: {_most(plan.attempts)}")
     lines.append("  longest call: " + ("unbounded" if plan.seconds == inf else f"{plan.seconds:.3g} s"))
-    lines += [
-        f"  units of limiter {limiter!r} per call: {_most(units)}" for limiter, units in sorted(plan.tokens.items())
-    ]
+    lines += [f"  units of limiter {name!r} per call: {_most(units)}" for name, units in sorted(plan.tokens.items())]
     return "\n".join(lines)
 
 

@@ -60,8 +60,8 @@ def _times_that_cannot_pass(policies: Policies) -> Iterator[Finding]:
             yield Finding(
                 "timeout-beyond-deadline",
                 "error",
-                f"the attempt's timeout of {timeout.seconds:g} s never fires: the deadline of {deadline.seconds:g} s comes "
-                "first. Make it shorter, so that a second attempt has a chance",
+                f"the attempt's timeout of {timeout.seconds:g} s never fires: the deadline of {deadline.seconds:g} s "
+                "comes first. Make it shorter, so that a second attempt has a chance",
                 {"timeout": timeout.seconds, "deadline": deadline.seconds},
             )
     for deadline, retry in _pairs(policies, "deadline", "retry"):
@@ -90,7 +90,7 @@ def _scopes_turned_round(policies: Policies) -> Iterator[Finding]:
         yield Finding(
             "timeout-outside-retry",
             "warning",
-            f"the timeout of {timeout.seconds:g} s is for all attempts together: use a Deadline there, or put it inside",
+            f"the timeout of {timeout.seconds:g} s is for all attempts together: use a Deadline, or put it inside",
             {"timeout": timeout.seconds},
         )
     for _, deadline in _pairs(policies, "retry", "deadline"):
@@ -107,8 +107,8 @@ def _attempts_uncounted(policies: Policies) -> Iterator[Finding]:
         yield Finding(
             "limiter-outside-retry",
             "warning",
-            "a call is charged once, whatever the number of its attempts: where the quota is the callee's, put the limiter "
-            "inside the retry",
+            "a call is charged once, whatever the number of its attempts: where the quota is the callee's, put the "
+            "limiter inside the retry",
             {"limiter": limiter.limiter.name, "attempts": retry.rules.attempts},
         )
     for breaker, retry in _pairs(policies, "breaker", "retry"):
@@ -134,8 +134,8 @@ def _thresholds_out_of_reach(policies: Policies) -> Iterator[Finding]:
             yield Finding(
                 "slow-calls-unreachable",
                 "error",
-                f"no call of breaker {breaker.name!r} is ever slow: the timeout of {timeout.seconds:g} s ends it before "
-                f"slow_call_duration, {slow:g} s",
+                f"no call of breaker {breaker.name!r} is ever slow: the timeout of {timeout.seconds:g} s ends it "
+                f"before slow_call_duration, {slow:g} s",
                 {"slow_call_duration": slow, "timeout": timeout.seconds},
             )
     for limiter in _all(policies, "limiter"):
@@ -154,8 +154,8 @@ def _too_few_calls(limiter: Any, breaker: Any) -> Iterator[Finding]:
         yield Finding(
             "breaker-threshold-unreachable",
             "error",
-            f"breaker {breaker.name!r} never opens: its limiter lets at most {most:.0f} calls into {window.seconds:g} s, "
-            f"and minimum_calls is {breaker.config.minimum_calls}",
+            f"breaker {breaker.name!r} never opens: the limiter lets at most {most:.0f} calls into "
+            f"{window.seconds:g} s, and minimum_calls is {breaker.config.minimum_calls}",
             {"calls": most, "minimum_calls": breaker.config.minimum_calls, "window": window.seconds},
         )
 
@@ -179,8 +179,8 @@ def _budgets(policies: Policies) -> Iterator[Finding]:
             yield Finding(
                 "retry-outside-hedge-budget",
                 "warning",
-                f"up to {plan_of(policies).attempts:.0f} attempts per call are not bounded together: give retry and hedge the "
-                "same RetryBudget",
+                f"up to {plan_of(policies).attempts:.0f} attempts per call are not bounded together: give retry and "
+                "hedge the same RetryBudget",
                 {"attempts": plan_of(policies).attempts},
             )
 

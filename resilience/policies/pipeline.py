@@ -41,9 +41,9 @@ class Pipeline(Policy):
         @protected
         async def pay(order: Order) -> Receipt: ...
 
-    Policies are those of `resilience.policies`, a `CircuitBreaker`, a `RateLimiter.bound(...)`, a `ConnectionPool` or its
-    `inject` (the function then gets a connection as its first argument), and other pipelines, whose policies count as if
-    they stood here. `Pipeline.standard` puts them in the usual order.
+    Policies are those of `resilience.policies`, a `CircuitBreaker`, a `RateLimiter.bound(...)`, a `ConnectionPool` or
+    its `inject` (the function then gets a connection as its first argument), and other pipelines, whose policies count
+    as if they stood here. `Pipeline.standard` puts them in the usual order.
 
     Args:
         policies: outermost first; at least one.
@@ -51,7 +51,7 @@ class Pipeline(Policy):
         clock: monotonic seconds, for the duration of outcomes.
 
     Raises:
-        ConfigurationError: no policy at all, an object that is none, the same one twice, or an order that makes no sense.
+        ConfigurationError: no policy at all, an object that is none, the same one twice, or an order without sense.
 
     Cancellation: as each of the policies has it.
     """
@@ -84,7 +84,7 @@ class Pipeline(Policy):
         pool: Any = None,
         timeout: Timeout | float | None = None,
     ) -> Self:
-        """Put policies in the order that holds in nearly all cases; each a policy or its short form, None leaves it out.
+        """Put policies in the usual order; each is a policy or its short form, None leaves it out.
 
         Args:
             name: of the pipeline.
@@ -94,8 +94,8 @@ class Pipeline(Policy):
             shed: a `LoadShed` or a `Throttle`.
             retry: a `Retry`, or a number of attempts.
             hedge: a `Hedge`.
-            breaker: a `CircuitBreaker`; the name of one in `circuit_breakers`; True or a configuration: the one there with
-                the pipeline's name.
+            breaker: a `CircuitBreaker`; the name of one in `circuit_breakers`; True or a configuration: the one there
+                with the pipeline's name.
             limiter: `limiter.bound(...)`, a `RateLimiter`, or quotas such as "10/second", kept in memory.
             bulkhead: a `Bulkhead` or an `AdaptiveLimit`, or a number of concurrent calls.
             pool: a `ConnectionPool`: the function gets a connection as its first argument.
@@ -141,7 +141,7 @@ class Pipeline(Policy):
         return mount.make_async(self._memory) if is_async(function) else mount.make_sync(self._memory)
 
     def call_outcome(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Call `function(*args, **kwargs)` through the policies, and give an `Outcome`; an awaitable of one if it is async.
+        """Call `function(*args, **kwargs)` through the policies and give an `Outcome`, awaitable if it is async.
 
         Errors of the callee, rejections and timeouts are in it. Cancellations and what is no `Exception` are raised.
 
@@ -227,8 +227,8 @@ class Pipeline(Policy):
         again keeps what it knows. Tells `ConfigReloaded`.
 
         Raises:
-            ConfigurationError: as when a pipeline is made, or for one of the functions; the old policies stay in place, and
-                `ConfigReloadFailed` is told.
+            ConfigurationError: as when a pipeline is made, or for one of the functions; the old policies stay in place,
+                and `ConfigReloadFailed` is told.
         """
         try:
             checked = _checked(policies)
@@ -326,7 +326,7 @@ def _policy(given: Any) -> Any:
         return given.__self__
     if isinstance(given, type) or not (hasattr(given, "around") or isinstance(given, ConnectionPool)):
         raise ConfigurationError(
-            f"policies must be policies, got {shown(given)}: such as Retry(3), a CircuitBreaker, limiter.bound(), pool.inject"
+            f"policies must be policies such as Retry(3), a CircuitBreaker, limiter.bound(), pool.inject, got {shown(given)}"
         )
     return given
 

@@ -54,24 +54,29 @@ def _around(policy: Any, inner: Plan) -> Plan:
             return inner._replace(seconds=min(inner.seconds, policy.seconds))
         case "retry":
             times = inf if policy.rules.attempts is None else policy.rules.attempts
-            return _times(times, inner)._replace(seconds=_product(times, inner.seconds) + longest_pauses(policy))
+            plan = _times(times, inner)
+            return plan._replace(seconds=_product(times, inner.seconds) + longest_pauses(policy))
         case "hedge":
             return _times(1 + policy.max_hedges, inner)
         case "limiter":
-            return _limited(policy, inner)
-        case "bulkhead" if policy.max_waiting:
-            return inner._replace(seconds=inner.seconds + (inf if policy.timeout is None else policy.timeout))
+            name, cost = policy.limiter.name, policy.cost
+            tokens = inner.tokens | {name: inner.tokens.get(name, 0) + (inf if callable(cost) else cost)}
+            return inner._replace(tokens=tokens, seconds=inner.seconds + _longest_wait(policy))
+        case _:
+            return inner._replace(seconds=inner.seconds + _longest_wait(policy))
+
+
+def _longest_wait(policy: Any) -> float:
+    """Give the seconds that a policy may wait before it lets a call in."""
+    longest: float | None = 0.0
+    match kind_of(policy):
+        case "limiter" if policy.wait:
+            longest = policy.timeout
+        case "bulkhead" if getattr(policy, "max_waiting", 0):
+            longest = policy.timeout
         case "pool":
             longest = policy.config.acquire_timeout
-            return inner._replace(seconds=inner.seconds + (inf if longest is None else longest))
-    return inner
-
-
-def _limited(policy: Any, inner: Plan) -> Plan:
-    name, cost = policy.limiter.name, policy.cost
-    tokens = inner.tokens | {name: inner.tokens.get(name, 0) + (inf if callable(cost) else cost)}
-    wait = 0.0 if not policy.wait else inf if policy.timeout is None else policy.timeout
-    return inner._replace(tokens=tokens, seconds=inner.seconds + wait)
+    return inf if longest is None else longest
 
 
 def _times(times: float, plan: Plan) -> Plan:

@@ -82,7 +82,8 @@ def _breaker(value: Any, name: str | None) -> CircuitBreaker:
     if value is True and name is not None:
         return circuit_breakers.get(name)
     raise ConfigurationError(
-        f"breaker must be a CircuitBreaker, its name, or (in a pipeline with a name) a configuration or True, got {shown(value)}"
+        "breaker must be a CircuitBreaker, its name, or, where the pipeline has a name, a configuration or True, "
+        f"got {shown(value)}"
     )
 
 
@@ -93,6 +94,4 @@ def _limiter(value: Any, name: str | None) -> BoundLimiter:
         return value.bound()
     if isinstance(value, str | Quota):
         return RateLimiter(value, name=name or "pipeline").bound()
-    raise ConfigurationError(
-        f'limiter must be a limiter, limiter.bound(...) or quotas such as "10/second", got {shown(value)}'
-    )
+    raise ConfigurationError(f'limiter must be limiter.bound(...) or quotas such as "10/second", got {shown(value)}')

@@ -83,7 +83,7 @@ def _short(value: object) -> str:
 
 
 def _listen() -> None:
-    """Hear all events of `_TOLD`, once for all pipelines: a sink is called in the context of the call that it is about."""
+    """Hear all of `_TOLD`, once for all pipelines: a sink is called in the context of the call that it is about."""
     if not _listening:
         _listening.append(subscribe(_remember, *_TOLD))
 
