@@ -11,10 +11,11 @@ from typing import Any, Final
 import anyio
 import anyio.lowlevel
 
+from resilience import deadline
 from resilience.errors import RejectedError, type_name
 from resilience.events import AttemptFailed, PolicyHookFailed, RetryStopped, RetrySuppressed, emit
 
-from .calls import current_call, new_call_id, seconds_left, seconds_left_sync
+from .calls import current_call, new_call_id, seconds_left
 from .course import Course, Failed, Rules, Step
 from .discard import discard, discard_async
 from .policy import Site, refuse_awaitable
@@ -131,7 +132,7 @@ class Attempts:
         last = failed
         try:
             while True:
-                step = self._decide(course, failed, seconds_left_sync())
+                step = self._decide(course, failed, deadline.seconds_left())
                 if step.delay is None:
                     return self._end(course, step.stop_reason, last)
                 try:

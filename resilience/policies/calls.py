@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from itertools import count
-from math import inf
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import anyio
 
-from resilience.clock import Clock
 from resilience.events import Event
 
 _numbers = count(1)
@@ -51,33 +49,6 @@ class Call:
 
 
 current_call: ContextVar[Call | None] = ContextVar("resilience_call", default=None)
-
-_sync_deadline: ContextVar[tuple[float, Clock] | None] = ContextVar("resilience_deadline", default=None)
-
-
-_Token: TypeAlias = Token[tuple[float, Clock] | None]
-
-
-def enter_sync_deadline(seconds: float, clock: Clock) -> _Token | None:
-    """Let whoever waits in sync code know when it is of no use any more; `leave_sync_deadline` must follow.
-
-    A nearer deadline around it stays in force: then this gives None.
-    """
-    if seconds_left_sync() <= seconds:
-        return None
-    return _sync_deadline.set((clock() + seconds, clock))
-
-
-def leave_sync_deadline(token: _Token | None) -> None:
-    """Forget what `enter_sync_deadline` has set."""
-    if token is not None:
-        _sync_deadline.reset(token)
-
-
-def seconds_left_sync() -> float:
-    """Give the seconds until the nearest `Deadline` around sync code, infinity without one."""
-    deadline = _sync_deadline.get()
-    return inf if deadline is None else deadline[0] - deadline[1]()
 
 
 def seconds_left() -> float:

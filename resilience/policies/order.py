@@ -25,8 +25,8 @@ ORDER: Final = (
     "timeout",
 )
 """Outermost first. A fallback must see the final outcome; a hit in the cache costs nothing that is paid for; each
-attempt is an admission to the breaker and to the limiter, and an open breaker spends no tokens; waiting for a place or a
-connection is our congestion and not the callee's slowness, so the attempt's timeout is innermost."""
+attempt is an admission to the breaker and to the limiter, and an open breaker spends no tokens; waiting for a place or
+a connection is our congestion and not the callee's slowness, so the attempt's timeout is innermost."""
 
 _SPARED: Final = (RejectedError, *MISTAKES)
 _HIDES_FAILURES: Final = "the fallback would answer each failure before it is seen"

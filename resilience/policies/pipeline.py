@@ -326,7 +326,8 @@ def _policy(given: Any) -> Any:
         return given.__self__
     if isinstance(given, type) or not (hasattr(given, "around") or isinstance(given, ConnectionPool)):
         raise ConfigurationError(
-            f"policies must be policies such as Retry(3), a CircuitBreaker, limiter.bound(), pool.inject, got {shown(given)}"
+            "policies must be policies such as Retry(3), a CircuitBreaker, limiter.bound(), pool.inject, "
+            f"got {shown(given)}"
         )
     return given
 

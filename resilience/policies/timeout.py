@@ -10,10 +10,10 @@ import anyio
 
 from resilience.checks import check_function, check_number, is_async
 from resilience.clock import Clock
+from resilience.deadline import enter_deadline, leave_deadline
 from resilience.errors import CallTimeoutError, ConfigurationError
 from resilience.events import TimedOut, emit
 
-from .calls import enter_sync_deadline, leave_sync_deadline
 from .policy import Policy, Site, refuse_awaitable
 
 
@@ -99,11 +99,11 @@ class Deadline(Policy):
         seconds, clock = self.seconds, self._clock
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            token = enter_sync_deadline(seconds, clock)
+            token = enter_deadline(seconds, clock)
             try:
                 result = function(*args, **kwargs)
             finally:
-                leave_sync_deadline(token)
+                leave_deadline(token)
             refuse_awaitable(result, self.title)
             return result
 

@@ -17,6 +17,7 @@ import anyio
 
 from resilience.checks import check_function, check_int, check_name, check_number, shown
 from resilience.clock import Clock
+from resilience.deadline import seconds_left
 from resilience.errors import ConfigurationError, RateLimitedError
 from resilience.events import LimitNear, LimitRejected
 from resilience.stack import ADMITTED, Admission
@@ -399,10 +400,15 @@ class RateLimiter:
         return self._told(decision, cost)
 
     def acquire_sync(self, key: str | bytes = "", cost: int = 1, *, timeout: float | None = None) -> Decision:
-        """Do the same as `acquire` in sync code, from any thread, which sleeps until its turn."""
+        """Do the same as `acquire` in sync code, from any thread, which sleeps until its turn.
+
+        A wait that would end after a `Deadline` around this code is refused at once.
+        """
         own, longest = self._own_key(key, cost), min(_longest(timeout), self._longest)
         if self._shadow:
             return self.try_acquire_sync(key, cost)
+        if (left := seconds_left()) != inf:
+            longest = min(longest, int(max(0.0, left) * MICROSECONDS))
         place = self._queue.claim()
         try:
             reserved = self._reserved(own, cost, longest if place else 0)

@@ -10,7 +10,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from resilience.errors import CallTimeoutError, ConfigurationError
+from resilience import RateLimiter
+from resilience.errors import CallTimeoutError, ConfigurationError, RateLimitedError
 from resilience.events import AttemptFailed, RetryStopped, TimedOut, capture
 from resilience.policies import Deadline, Retry, Timeout
 from resilience.testing import VirtualClock
@@ -72,9 +73,8 @@ async def test_a_nearer_deadline_of_the_caller_is_the_caller_s() -> None:
 
 
 async def test_inside_a_shield_the_caller_s_deadline_does_not_count() -> None:
-    with anyio.move_on_after(0.05), anyio.CancelScope(shield=True):
-        with pytest.raises(CallTimeoutError):
-            await Timeout(0.1)(sleep)(2)
+    with anyio.move_on_after(0.05), anyio.CancelScope(shield=True), pytest.raises(CallTimeoutError):
+        await Timeout(0.1)(sleep)(2)
 
 
 async def test_a_timeout_of_the_callee_is_not_ours() -> None:
@@ -195,6 +195,15 @@ def test_the_nearer_of_two_deadlines_holds_and_is_gone_afterwards(clock: Virtual
 
     assert attempts_within(1.0, 5.0) == attempts_within(5.0, 1.0) == attempts_within(1.0) == 3
     assert attempts_within() == 9
+
+
+def test_nobody_waits_for_a_turn_that_comes_after_the_deadline(clock: VirtualClock) -> None:
+    limiter = RateLimiter("1/10s", name="slow", clock=clock)
+    limited = limiter.bound(wait=True)(lambda: "done")
+    assert Deadline(5.0, clock=clock).call(limited) == "done"
+    with pytest.raises(RateLimitedError, match="deadline"):
+        Deadline(5.0, clock=clock).call(limited)
+    assert clock() == 0
 
 
 def test_a_plain_function_that_gives_an_awaitable_is_refused() -> None:
