@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from .backoff import Backoff
 from .budget import RetryBudget
+from .bulkhead import Bulkhead
+from .fallback import Fallback
 from .policy import Policy
 from .retry import Retry
 from .timeout import Deadline, Timeout
 from .writes import writes
 
-__all__ = ["Backoff", "Deadline", "Policy", "Retry", "RetryBudget", "Timeout", "writes"]
+__all__ = ["Backoff", "Bulkhead", "Deadline", "Fallback", "Policy", "Retry", "RetryBudget", "Timeout", "writes"]

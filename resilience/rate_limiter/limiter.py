@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from resilience.clock import Clock
 from resilience.deadline import seconds_left
 from resilience.errors import ConfigurationError, RateLimitedError
 from resilience.events import LimitNear, LimitRejected
+from resilience.runs import caller_of_this_run
 from resilience.stack import ADMITTED, Admission
 
 from .batch import Item, Operation, Request, Told
@@ -32,7 +32,6 @@ from .quota import MAX_PER, MICROSECONDS, Quota, checked_quotas
 from .redis import RedisStore
 from .remote import Remote
 from .telling import Teller
-from .trips_thread import current_run_sync_soon
 from .waiting import Queue, Waiter
 
 _new = tuple.__new__  # a third of the time of a named tuple's own
@@ -434,7 +433,7 @@ class RateLimiter:
 
     async def _wait(self, key: str, cost: int, wait: int) -> None:
         moved = anyio.Event()
-        call = _caller_of_this_run()
+        call = caller_of_this_run()
         slot = self._clock() + wait / MICROSECONDS
         waiter = Waiter(cost, slot, partial(_call_if_it_runs, call, moved.set), partial(_call_anyway, call))
         self._queue.enter(key, waiter)
@@ -603,14 +602,6 @@ class RateLimiter:
     ) -> None:
         with anyio.CancelScope(shield=True):  # bounded by the store's budget
             await self.aclose()
-
-
-def _caller_of_this_run() -> Callable[..., object]:
-    """Give a function by which any thread has something done in the run of this task."""
-    try:
-        return asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        return current_run_sync_soon()
 
 
 def _call_if_it_runs(call: Callable[..., object], function: Callable[[], object]) -> None:

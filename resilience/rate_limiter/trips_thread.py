@@ -450,11 +450,3 @@ class _Lines:
     def close(self) -> None:
         if self._line is not None:
             self._line.close()
-
-
-def current_run_sync_soon() -> Callable[..., object]:
-    """Give the function by which any thread has something done in the trio run of this task."""
-    import trio  # noqa: PLC0415 - as above
-
-    run_sync_soon: Callable[..., object] = trio.lowlevel.current_trio_token().run_sync_soon
-    return run_sync_soon

@@ -1,0 +1,313 @@
+"""So many at once, the others in line; no place is ever lost or given twice."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from contextlib import suppress
+from math import nan
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from resilience.errors import BulkheadFullError, ConfigurationError
+from resilience.events import BulkheadRejected, capture
+from resilience.policies import Bulkhead, Deadline
+from resilience.testing import VirtualClock, explore
+from resilience.testing.explorer import ExploredRun
+
+pytestmark = pytest.mark.anyio
+
+
+class Work:
+    """Counts who is in, and in which order they came in."""
+
+    def __init__(self, takes: float = 1.0) -> None:
+        self.takes = takes
+        self.inside = self.most = 0
+        self.order: list[int] = []
+
+    async def __call__(self, number: int = 0) -> int:
+        self.order.append(number)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await anyio.sleep(self.takes)
+        finally:
+            self.inside -= 1
+        return number
+
+
+async def test_so_many_at_once_and_the_others_in_line() -> None:
+    work, bulkhead = Work(), Bulkhead(2, max_waiting=8)
+    began = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        for number in range(10):
+            group.start_soon(bulkhead(work.__call__), number)
+            await anyio.wait_all_tasks_blocked()
+        assert (bulkhead.in_flight, bulkhead.waiting) == (2, 8)
+    assert work.most == 2
+    # Two at a time, whose order among themselves is the loop's.
+    assert [sorted(work.order[at : at + 2]) for at in range(0, 10, 2)] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert anyio.current_time() - began == pytest.approx(5.0)
+    assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
+
+
+async def test_who_finds_no_place_is_refused_at_once() -> None:
+    work, bulkhead = Work(), Bulkhead(1, name="search")
+    async with anyio.create_task_group() as group:
+        group.start_soon(bulkhead(work.__call__))
+        await anyio.sleep(0.5)
+        with (
+            capture(BulkheadRejected) as told,
+            pytest.raises(BulkheadFullError, match=r"'search' refused.*full") as caught,
+        ):
+            await bulkhead(work.__call__)()
+    assert (caught.value.policy, caught.value.reason, caught.value.retry_after) == ("bulkhead", "full", None)
+    assert [(event.name, event.in_flight, event.waiting) for event in told] == [("search", 1, 0)]
+    assert await bulkhead(work.__call__)(7) == 7
+
+
+async def test_who_has_waited_for_long_enough_is_refused() -> None:
+    work, bulkhead = Work(takes=3), Bulkhead(1, max_waiting=5, timeout=1.0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(bulkhead(work.__call__))
+        await anyio.sleep(0.5)
+        began = anyio.current_time()
+        with pytest.raises(BulkheadFullError) as caught:
+            await bulkhead(work.__call__)()
+        assert (caught.value.reason, anyio.current_time() - began) == ("timeout", 1.0)
+        await anyio.sleep(1)
+        assert await bulkhead(work.__call__)(7) == 7  # half a second later it is let in
+
+
+async def test_whatever_ends_a_call_gives_its_place_back() -> None:
+    bulkhead = Bulkhead(1)
+
+    async def fail(error: BaseException) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise error
+
+    for error in (ValueError(), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            await bulkhead(fail)(error)
+    with anyio.move_on_after(1):
+        await bulkhead(anyio.sleep)(9)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await bulkhead(anyio.sleep)(9)
+    assert bulkhead.in_flight == 0
+
+
+async def test_who_leaves_the_line_makes_room_in_it() -> None:
+    work, bulkhead = Work(), Bulkhead(1, max_waiting=1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(bulkhead(work.__call__), 1)
+        await anyio.sleep(0.1)
+        with anyio.move_on_after(0.1):
+            await bulkhead(work.__call__)(2)
+        assert bulkhead.waiting == 0
+        await bulkhead(work.__call__)(3)
+    assert work.order == [1, 3]
+
+
+@pytest.mark.parametrize("timeout", [None, 1.5])
+def test_no_schedule_of_cancellations_loses_a_place(timeout: float | None) -> None:
+    async def call(bulkhead: Bulkhead) -> None:
+        with suppress(BulkheadFullError):
+            await bulkhead(anyio.sleep)(1)
+
+    async def scenario(run: ExploredRun, bulkhead: Bulkhead) -> None:
+        async with run.task_group() as group:
+            for _ in range(4):
+                group.start_soon(call, bulkhead)
+
+    def is_within(bulkhead: Bulkhead) -> None:
+        assert bulkhead.in_flight <= 1
+        assert bulkhead.in_flight == 1 or not bulkhead.waiting
+
+    async def is_empty(bulkhead: Bulkhead) -> None:
+        assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
+        await bulkhead(anyio.sleep)(0)
+
+    found = explore(
+        scenario, lambda: Bulkhead(1, max_waiting=3, timeout=timeout), invariant=is_within, at_end=is_empty, limit=400
+    )
+    assert found.runs > 50
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_in_a_storm_never_too_many_are_in_and_none_is_forgotten(seed: int) -> None:
+    chance = random.Random(seed)
+    limit = chance.randint(1, 4)
+    max_waiting = chance.choice((0, 3, 100))
+    bulkhead = Bulkhead(limit, max_waiting=max_waiting, timeout=chance.choice((None, 0, 1, 3)) if max_waiting else None)
+    work = Work()
+    ended = 0
+
+    async def call() -> None:
+        nonlocal ended
+        with anyio.move_on_after(chance.choice((0, 1, 2, 5, 50))):
+            try:
+                await bulkhead(work.__call__)()
+            except BulkheadFullError as error:
+                assert error.reason == "timeout" or bulkhead.in_flight == limit
+        ended += 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(60):
+            group.start_soon(call)
+            await anyio.sleep(chance.choice((0, 0, 0, 1)))
+            assert work.inside <= bulkhead.in_flight <= limit
+            assert not bulkhead.waiting or bulkhead.in_flight == limit
+    assert (ended, work.inside, bulkhead.in_flight, bulkhead.waiting) == (60, 0, 0, 0)
+    assert work.most <= limit
+
+
+# --- threads ---
+
+
+def test_threads_share_it_and_wait_in_line() -> None:
+    bulkhead = Bulkhead(2, max_waiting=100)
+    inside = most = done = 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.001)
+        with lock:
+            inside -= 1
+
+    def call() -> None:
+        nonlocal done
+        for _ in range(20):
+            bulkhead(work)()
+        with lock:
+            done += 1
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert (most, done, bulkhead.in_flight, bulkhead.waiting) == (2, 8, 0, 0)
+
+
+def test_a_thread_waits_no_longer_than_it_is_told_or_its_deadline() -> None:
+    bulkhead = Bulkhead(1, max_waiting=1, timeout=30.0)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        leave.wait(20)
+
+    holder = threading.Thread(target=bulkhead(hold))
+    holder.start()
+    entered.wait(20)
+    with pytest.raises(BulkheadFullError, match="timeout"):
+        Deadline(0.01)(bulkhead(hold))()
+    leave.set()
+    holder.join(20)
+    assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_thread_hands_over_to_a_task_and_a_task_to_a_thread(anyio_backend: str) -> None:
+    del anyio_backend
+    bulkhead = Bulkhead(1, max_waiting=2)
+    order: list[str] = []
+    entered, leave = threading.Event(), threading.Event()
+
+    def in_thread(name: str) -> None:
+        order.append(name)
+        entered.set()
+        leave.wait(20)
+
+    async def in_task(name: str) -> None:
+        order.append(name)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.to_thread.run_sync, bulkhead(in_thread), "thread")
+        await anyio.to_thread.run_sync(entered.wait)
+        group.start_soon(bulkhead(in_task), "task")
+        while not bulkhead.waiting:  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(0.001)
+        group.start_soon(anyio.to_thread.run_sync, bulkhead(in_thread), "thread again")
+        while bulkhead.waiting < 2:  # noqa: ASYNC110 - as above
+            await anyio.sleep(0.001)
+        leave.set()
+    assert order == ["thread", "task", "thread again"]
+    assert bulkhead.in_flight == 0
+
+
+def test_a_waiter_whose_event_loop_is_gone_passes_its_place_on() -> None:
+    bulkhead = Bulkhead(1, max_waiting=5)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        leave.wait(20)
+
+    holder = threading.Thread(target=bulkhead(hold))
+    holder.start()
+    entered.wait(20)
+
+    async def leave_one_behind() -> None:
+        call = bulkhead(anyio.sleep)(0)
+        call.send(None)  # it waits, and is forgotten with its loop
+        abandoned.append(call)
+
+    abandoned: list[Any] = []
+    anyio.run(leave_one_behind)
+    assert bulkhead.waiting == 1
+    leave.set()
+    holder.join(20)
+    assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
+    with suppress(RuntimeError):  # anyio's scope, which misses its loop
+        abandoned[0].close()
+    assert bulkhead.in_flight == 0
+
+
+# --- what people read and write ---
+
+
+async def test_it_tells_whether_there_is_room() -> None:
+    bulkhead, line = Bulkhead(1), Bulkhead(1, max_waiting=1)
+    assert bulkhead.admission().allowed
+    async with anyio.create_task_group() as group:
+        for one in (bulkhead, line):
+            group.start_soon(one(anyio.sleep), 1)
+        await anyio.sleep(0.5)
+        assert bulkhead.admission() == (False, None, "bulkhead_full")
+        assert line.admission().allowed
+    assert repr(bulkhead) == "<Bulkhead 0 of 1 in flight>"
+    assert repr(line) == "<Bulkhead 0 of 1 in flight, 0 of 1 waiting>"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_concurrent": 0}, "max_concurrent must be at least 1, got 0"),
+        ({"max_concurrent": 1.5}, "max_concurrent must be an int"),
+        ({"max_waiting": -1}, "max_waiting must be at least 0"),
+        ({"max_waiting": 1, "timeout": -1}, "timeout must be at least 0"),
+        ({"max_waiting": 1, "timeout": nan}, "timeout must be finite"),
+        ({"timeout": 1}, "timeout must be None without max_waiting"),
+        ({"clock": 3}, "clock must be a function"),
+    ],
+)
+def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Bulkhead(**{"max_concurrent": 1} | options)
+
+
+def test_virtual_time_reaches_its_waiters(clock: VirtualClock) -> None:
+    with pytest.raises(ConfigurationError, match="a bulkhead got an awaitable"):
+        Bulkhead(1, clock=clock).call(lambda: anyio.sleep(1))
