@@ -57,7 +57,7 @@ def check_order(policies: tuple[Any, ...]) -> None:
     for outer, inner in _pairs(policies):
         if outer is inner:
             raise ConfigurationError(
-                f"{outer!r} must not stand around one function twice: what it knows would count double"
+                f"{outer!r} must not be twice around one function: what it knows would count double"
             )
         why = IMPOSSIBLE.get((kind_of(outer), kind_of(inner)))
         if why is not None and may_hide(outer, inner):

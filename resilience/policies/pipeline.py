@@ -135,7 +135,7 @@ class Pipeline(Policy):
             ConfigurationError: one of the policies cannot stand around it.
         """
         check_order((*self._policies, *site.inner))
-        mount = _Mount(function, Site(self.name or site.name, site.inner))
+        mount = _Mount(function, Site(self.name or site.name, site.origin, site.inner))
         mount.inner = mount.built(self._policies)
         self._mounts.add(mount)
         return mount.make_async(self._memory) if is_async(function) else mount.make_sync(self._memory)
@@ -151,7 +151,7 @@ class Pipeline(Policy):
         check_wrappable(function, self.title)
         counter = _Counter(function)
         site = self._site(function)
-        chain = _Mount(counter.make(), Site(site.name, site.inner)).built(self._policies)
+        chain = _Mount(counter.make(), site).built(self._policies)
         call = Call(self._memory)
         if is_async(function):
             return self._outcome(chain, call, counter, args, kwargs)
@@ -260,7 +260,7 @@ class _Mount:
             if isinstance(policy, ConnectionPool):
                 chain = policy.inject(chain)
             else:
-                chain = policy.around(chain, Site(getattr(policy, "name", None) or self.site.name, inner))
+                chain = policy.around(chain, Site(getattr(policy, "name", None) or self.site.name, self.site.origin, inner))
             inner = (policy, *inner)
         return chain
 

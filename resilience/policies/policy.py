@@ -25,10 +25,12 @@ class Site:
 
     Attributes:
         name: of the operation, in events and errors.
+        origin: the function that was given to the user's decorator or call; the same however often that happens.
         inner: the policies between it and the function, outermost first.
     """
 
     name: str
+    origin: object
     inner: tuple[Any, ...] = ()
 
 
@@ -83,7 +85,7 @@ class Policy(ABC):
         """
 
     def _site(self, function: Callable[..., Any]) -> Site:
-        return Site(self.name or operation_name(function), policies_of(function))
+        return Site(self.name or operation_name(function), function, policies_of(function))
 
 
 def operation_name(function: object) -> str:

@@ -121,7 +121,7 @@ class Retry(Policy):
         Raises:
             ConfigurationError: the function is marked as a write, or `sleep` is not of its kind.
         """
-        refuse_write(function, self.title)
+        refuse_write(site.origin, self.title)
         sleep = self.rules.sleep
         if sleep is not None and is_async(sleep) is not is_async(function):
             kind = "an async" if is_async(function) else "a plain"

@@ -46,8 +46,8 @@ pytestmark = pytest.mark.anyio
 
 
 def breaker(**options: Any) -> CircuitBreaker:
-    given: dict[str, Any] = {"window": CountWindow(10), "minimum_calls": 3, "open_jitter": 0.0}
-    return CircuitBreaker("callee", clock=anyio.current_time, **given | options)
+    given = {"window": CountWindow(10), "minimum_calls": 3, "open_jitter": 0.0, "clock": anyio.current_time}
+    return CircuitBreaker("callee", **given | options)
 
 
 def retry(attempts: int = 3, **options: Any) -> Retry:
@@ -109,7 +109,7 @@ async def test_decorated_functions_keep_their_names_and_share_its_state() -> Non
 def test_plain_functions_go_through_it_as_well(clock: VirtualClock) -> None:
     calls = 0
 
-    @Pipeline(Fallback("owls"), Retry(3, wait=0.1, clock=clock, sleep=clock.advance), breaker(), name="search")
+    @Pipeline(Fallback("owls"), Retry(3, wait=0.1, clock=clock, sleep=clock.advance), breaker(clock=clock), name="search")
     def fail() -> str:
         nonlocal calls
         calls += 1
@@ -430,7 +430,7 @@ async def test_the_story_of_a_call_can_be_told_afterwards() -> None:
     one = await pipeline.call_outcome(Callee(failures=9))
     other = await pipeline.call_outcome(Callee())
     story = pipeline.explain_call(one.call_id)
-    kinds = [line.split()[2] for line in story.splitlines()[1:]]
+    kinds = [line.split()[3] for line in story.splitlines()[1:]]
     assert kinds == [
         "retry.attempt_failed",
         "retry.attempt_failed",

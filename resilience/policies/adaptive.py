@@ -1,0 +1,214 @@
+"""A bulkhead whose size follows what the dependency can take."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from math import ceil
+from typing import Any, ClassVar, Final
+
+from resilience.checks import check_function, check_int, check_number, is_async, shown
+from resilience.clock import Clock
+from resilience.errors import BulkheadFullError, ConfigurationError
+from resilience.events import BulkheadRejected, LimitChanged, emit
+from resilience.forks import renew_locks_in_child
+from resilience.stack import ADMITTED, Admission
+
+from .limits import AIMD, Algorithm, Gradient2, Sample, Vegas
+from .places import Places
+from .policy import Policy, Site, refuse_awaitable
+
+_ENOUGH: Final = 50  # calls for a sample
+_FEWEST: Final = 5  # calls, after the longest stretch
+_QUANTILE: Final = 0.9
+
+
+class AdaptiveLimit(Policy):
+    """Lets as many calls in at once as the dependency can take, which it learns from how long they take.
+
+    What calls tell is gathered over a stretch of time, never judged one by one: at least `window` seconds and 50 calls, at
+    most 30 x `window`; the ninth decile stands for all. Timeouts (`TimeoutError` and ours) shrink the limit; other errors,
+    rejections by our own policies and cancellations say nothing. The limit grows only while at least half of it is used.
+
+    Args:
+        algorithm: `Vegas()` (the default), `Gradient2()` or `AIMD()`.
+        initial: limit at the beginning, >= 1. Default 20.
+        min_limit: it never goes below, >= 1. Default 1.
+        max_limit: nor above, >= min_limit. Default 1,000.
+        window: seconds, > 0. Default 1.
+        max_waiting: calls in line for a place, >= 0. Default 0.
+        timeout: seconds to wait at most; only with `max_waiting`.
+        clock: monotonic seconds.
+        name: in events and errors; None is the name of the pipeline, or of the function.
+
+    Raises:
+        ConfigurationError: a value out of its range.
+        BulkheadFullError: from the function: no place; its `policy` is "adaptive_limit". The function was not called.
+
+    Cancellation: as with `Bulkhead`.
+    """
+
+    kind: ClassVar[str] = "bulkhead"
+    title: ClassVar[str] = "an adaptive limit"
+
+    def __init__(
+        self,
+        algorithm: Algorithm = Vegas(),  # noqa: B008 - frozen
+        *,
+        initial: int = 20,
+        min_limit: int = 1,
+        max_limit: int = 1_000,
+        window: float = 1.0,
+        max_waiting: int = 0,
+        timeout: float | None = None,
+        clock: Clock = time.monotonic,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        if not isinstance(algorithm, Vegas | Gradient2 | AIMD) and not callable(getattr(algorithm, "estimator", None)):
+            raise ConfigurationError(f"algorithm must be Vegas(), Gradient2() or AIMD(), got {shown(algorithm)}")
+        check_int("min_limit", min_limit)
+        check_int("max_limit", max_limit, least=min_limit)
+        check_int("initial", initial, least=min_limit, most=max_limit)
+        check_number("window", window, above=0)
+        check_int("max_waiting", max_waiting, least=0)
+        if timeout is not None:
+            check_number("timeout", timeout, least=0)
+            if not max_waiting:
+                raise ConfigurationError("timeout must be None without max_waiting: nobody waits")
+        check_function("clock", clock)
+        self.max_waiting = max_waiting
+        self.timeout = timeout
+        self._bounds = min_limit, max_limit
+        self._estimator = algorithm.estimator()
+        self._limit = float(initial)
+        self._clock = clock
+        self._places = Places(initial, max_waiting)
+        self._stretch = _Stretch(window, clock())
+        # Guards the stretch and the estimator.
+        self._lock = threading.Lock()
+        renew_locks_in_child(self)
+
+    def renew_locks(self) -> None:
+        """Make the lock anew in a forked child."""
+        self._lock = threading.Lock()
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be in now."""
+        return self._places.limit
+
+    @property
+    def max_concurrent(self) -> int:
+        """The same, as a bulkhead calls it."""
+        return self._places.limit
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls are in."""
+        return self._places.taken
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return self._places.waiting
+
+    def __repr__(self) -> str:
+        return f"<AdaptiveLimit {self.in_flight} of {self.limit} in flight>"
+
+    def admission(self) -> Admission:
+        """Tell whether a call would find a place, or one in line."""
+        return Admission(allowed=False, reason="bulkhead_full") if self._places.is_full else ADMITTED
+
+    def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
+        """Give a function that takes a place for each call, and tells how long it took."""
+        places, timeout, clock = self._places, self.timeout, self._clock
+        if is_async(function):
+
+            async def placed(*args: Any, **kwargs: Any) -> Any:
+                if not places.take() and (why := await places.wait(timeout)):
+                    raise self._refusal(site, why)
+                began = clock()
+                try:
+                    result = await function(*args, **kwargs)
+                except TimeoutError:
+                    self._note(site, began, dropped=True)
+                    raise
+                else:
+                    self._note(site, began, dropped=False)
+                    return result
+                finally:
+                    places.give_back()
+
+            return placed
+
+        def placed_sync(*args: Any, **kwargs: Any) -> Any:
+            if not places.take() and (why := places.wait_sync(timeout)):
+                raise self._refusal(site, why)
+            began = clock()
+            try:
+                result = function(*args, **kwargs)
+                refuse_awaitable(result, self.title)
+            except TimeoutError:
+                self._note(site, began, dropped=True)
+                raise
+            else:
+                self._note(site, began, dropped=False)
+                return result
+            finally:
+                places.give_back()
+
+        return placed_sync
+
+    def _note(self, site: Site, began: float, *, dropped: bool) -> None:
+        now = self._clock()
+        with self._lock:
+            sample = self._stretch.add(now - began, self._places.taken, now, dropped=dropped)
+            if sample is None:
+                return
+            least, most = self._bounds
+            self._limit = min(max(self._estimator.next(self._limit, sample), least), most)
+            before, after = self._places.limit, int(self._limit)
+        if after != before:
+            self._places.move(after)
+            if LimitChanged.sinks:
+                emit(LimitChanged(site.name, now, before=before, after=after))
+
+    def _refusal(self, site: Site, why: str) -> BulkheadFullError:
+        if BulkheadRejected.sinks:
+            emit(BulkheadRejected(site.name, self._clock(), in_flight=self.in_flight, waiting=self.waiting))
+        error = BulkheadFullError(site.name, why)
+        error.policy = "adaptive_limit"
+        return error
+
+
+class _Stretch:
+    """Gathers what calls tell, until it is enough for a sample."""
+
+    def __init__(self, window: float, now: float) -> None:
+        self._window = window
+        self._begin(now)
+
+    def add(self, seconds: float, in_flight: int, now: float, *, dropped: bool) -> Sample | None:
+        """Take in a call; gives a sample, and begins anew, when there is enough."""
+        self._most = max(self._most, in_flight)
+        self._dropped = self._dropped or dropped
+        if len(self._seconds) < 10 * _ENOUGH:  # in a short time with many calls the first will do
+            self._seconds.append(seconds)
+        passed = now - self._began
+        enough = passed >= self._window and len(self._seconds) >= _ENOUGH
+        if not enough and not (passed >= 30 * self._window and len(self._seconds) >= _FEWEST):
+            return None
+        ordered = sorted(self._seconds)
+        # A clock that stands still would have calls that take no time, and no ratio.
+        told = max(ordered[ceil(_QUANTILE * len(ordered)) - 1], 1e-9)
+        sample = Sample(told, self._most, self._dropped)
+        self._begin(now)
+        return sample
+
+    def _begin(self, now: float) -> None:
+        self._began = now
+        self._seconds: list[float] = []
+        self._most = 0
+        self._dropped = False

@@ -1,0 +1,151 @@
+"""Giving up calls by chance, as many as the callee refuses anyway."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from resilience.checks import check_function, check_int, check_number, is_async
+from resilience.clock import Clock
+from resilience.errors import RejectedError
+from resilience.events import ShedRejected, emit
+from resilience.forks import renew_locks_in_child
+from resilience.windows import FAILED, SUCCEEDED, TimeWindow
+
+from .policy import Policy, Site, refuse_awaitable
+
+
+
+class Throttle(Policy):
+    """Refuses calls by chance, the more of them the more of the callee's answers are failures.
+
+    A breaker is open or closed; a throttle lets some calls through at any time, so that it sees at once when the callee is
+    well again. The share that it refuses is (n - ok / threshold) / (n + 1) over the window, its own refusals counted in n.
+
+    Args:
+        threshold: share of successes that is good enough, above 0 and at most 1. Default 0.9.
+        window: seconds to look back, > 0. Default 60.
+        cap: share of calls that it refuses at most, from 0 to below 1. Default 0.9.
+        minimum_calls: below so many in the window nothing is refused, >= 1. Default 20.
+        clock: monotonic seconds.
+        rng: decides whom it hits; None is the system's.
+        name: in events and errors; None is the name of the pipeline, or of the function.
+
+    Raises:
+        ConfigurationError: a value out of its range.
+        RejectedError: from the function, `policy` "throttle", `reason` "shed". The function was not called.
+
+    Cancellation: counts neither way, as rejections by our own policies inside of it do.
+
+    Source: adaptive throttling, Site Reliability Engineering (O'Reilly, 2016), chapter 21; threshold is its 1 / K.
+    """
+
+    kind: ClassVar[str] = "throttle"
+    title: ClassVar[str] = "a throttle"
+
+    def __init__(
+        self,
+        threshold: float = 0.9,
+        *,
+        window: float = 60.0,
+        cap: float = 0.9,
+        minimum_calls: int = 20,
+        clock: Clock = time.monotonic,
+        rng: random.Random | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        check_number("threshold", threshold, above=0, most=1)
+        check_number("window", window, above=0)
+        check_number("cap", cap, least=0, most=0.999)
+        check_int("minimum_calls", minimum_calls)
+        check_function("clock", clock)
+        if rng is not None:
+            check_function("rng.random", getattr(rng, "random", None))
+        self.threshold = threshold
+        self.cap = cap
+        self.minimum_calls = minimum_calls
+        self._clock = clock
+        self._rng = rng or random.SystemRandom()
+        self._window = TimeWindow(window).open(clock())
+        # Guards the window.
+        self._lock = threading.Lock()
+        renew_locks_in_child(self)
+
+    def renew_locks(self) -> None:
+        """Make the lock anew in a forked child."""
+        self._lock = threading.Lock()
+
+    @property
+    def refused_share(self) -> float:
+        """The share of calls that is refused now."""
+        with self._lock:
+            self._window.advance(self._clock())
+            return self._share()
+
+    def __repr__(self) -> str:
+        return f"<Throttle refusing {self.refused_share:.0%}>"
+
+    def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
+        """Give a function of whose calls some are refused."""
+        if is_async(function):
+
+            async def throttled(*args: Any, **kwargs: Any) -> Any:
+                self._let_in(site)
+                try:
+                    result = await function(*args, **kwargs)
+                except Exception as error:
+                    self._note_error(error)
+                    raise
+                self._note(SUCCEEDED)
+                return result
+
+            return throttled
+
+        def throttled_sync(*args: Any, **kwargs: Any) -> Any:
+            self._let_in(site)
+            try:
+                result = function(*args, **kwargs)
+                refuse_awaitable(result, self.title)
+            except Exception as error:
+                self._note_error(error)
+                raise
+            self._note(SUCCEEDED)
+            return result
+
+        return throttled_sync
+
+    def _let_in(self, site: Site) -> None:
+        now = self._clock()
+        with self._lock:
+            self._window.advance(now)
+            share = self._share()
+            if not share or self._rng.random() >= share:
+                return
+            self._window.add(FAILED, now)
+        if ShedRejected.sinks:
+            emit(ShedRejected(site.name, now, load=share))
+        raise RejectedError(site.name, "throttle", "shed")
+
+    def _note_error(self, error: Exception) -> None:
+        if not isinstance(error, RejectedError):
+            self._note(FAILED)
+
+    def _note(self, outcome: int) -> None:
+        now = self._clock()
+        with self._lock:
+            self._window.add(outcome, now)
+
+    def _share(self) -> float:
+        calls = self._window.calls
+        if calls < self.minimum_calls:
+            return 0.0
+        return refused_share(calls, calls - self._window.failures, self.threshold, self.cap)
+
+
+def refused_share(calls: int, ok: int, threshold: float, cap: float) -> float:
+    """Give the share of calls to refuse when so many of the calls before went well."""
+    return min(max(0.0, calls - ok / threshold) / (calls + 1), cap)
