@@ -15,7 +15,7 @@ from resilience.events import BulkheadRejected, LimitChanged, emit
 from resilience.forks import renew_locks_in_child
 from resilience.stack import ADMITTED, Admission
 
-from .limits import AIMD, Algorithm, Gradient2, Sample, Vegas
+from .limits import Algorithm, Sample, Vegas
 from .places import Places
 from .policy import Policy, Site, refuse_awaitable
 
@@ -66,7 +66,7 @@ class AdaptiveLimit(Policy):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        if not isinstance(algorithm, Vegas | Gradient2 | AIMD) and not callable(getattr(algorithm, "estimator", None)):
+        if isinstance(algorithm, type) or not callable(getattr(algorithm, "estimator", None)):
             raise ConfigurationError(f"algorithm must be Vegas(), Gradient2() or AIMD(), got {shown(algorithm)}")
         check_int("min_limit", min_limit)
         check_int("max_limit", max_limit, least=min_limit)

@@ -124,7 +124,8 @@ class _Vegas:
             return limit - scale
         if 2 * sample.in_flight < limit:
             return limit
-        queue = math.ceil(limit * (1 - self._quickest / sample.seconds))
+        # A queue of 2.0000000000000004 is one of 2.
+        queue = math.ceil(limit * (1 - self._quickest / sample.seconds) - 1e-9)
         if queue <= scale:
             return limit + self._config.beta * scale
         if queue < self._config.alpha * scale:

@@ -1,0 +1,203 @@
+"""The arithmetic of adaptive limits, and how a limit follows a dependency."""
+
+from __future__ import annotations
+
+from math import nan
+from typing import Any
+
+import anyio
+import pytest
+
+from resilience.errors import BulkheadFullError, ConfigurationError
+from resilience.events import BulkheadRejected, LimitChanged, capture
+from resilience.policies import AIMD, AdaptiveLimit, Gradient2, Timeout, Vegas
+from resilience.policies.limits import Sample
+
+pytestmark = pytest.mark.anyio
+
+
+def test_aimd_adds_one_and_takes_a_tenth() -> None:
+    aimd = AIMD().estimator()
+    assert aimd.next(20, Sample(0.01, 10)) == 21
+    assert aimd.next(20, Sample(0.01, 9)) == 20  # less than half of it is used
+    assert aimd.next(30, Sample(0.01, 30, dropped=True)) == 27
+
+
+def test_vegas_keeps_the_queue_short() -> None:
+    def second(seconds: float, in_flight: int) -> float:
+        vegas = Vegas().estimator()
+        assert vegas.next(10, Sample(0.010, 10)) == 10
+        return vegas.next(10, Sample(seconds, in_flight))
+
+    assert second(0.010, 11) == 16
+    assert second(0.050, 11) == 9
+    assert second(0.014, 14) == 10
+    assert second(0.010, 4) == 10  # unused
+    assert second(0.0125, 11) == 11  # a queue of two: one more
+    vegas = Vegas().estimator()
+    assert vegas.next(100, Sample(1.0, 1, dropped=True)) == 98
+
+
+def test_vegas_forgets_the_quickest_call_in_time() -> None:
+    vegas = Vegas().estimator()
+    limit = vegas.next(10, Sample(0.001, 10))
+    for _ in range(400):
+        limit = max(1, vegas.next(limit, Sample(0.010, int(limit))))
+    assert limit > 10  # ten times slower for good is no queue
+
+
+def test_gradient_follows_a_drift_and_answers_a_queue() -> None:
+    gradient = Gradient2().estimator()
+    limit = 20.0
+    for _ in range(50):
+        limit = gradient.next(limit, Sample(0.1, int(limit)))
+    grown = limit
+    assert grown > 20
+    for _ in range(10):
+        limit = gradient.next(limit, Sample(0.5, int(limit)))
+    assert limit < grown
+    assert gradient.next(10, Sample(0.1, 10, dropped=True)) == 9
+    assert gradient.next(10, Sample(0.1, 1)) == 10
+    for _ in range(600):
+        limit = gradient.next(limit, Sample(0.5, int(limit) + 1))
+    assert limit > grown  # what lasts is how it is
+
+
+def adaptive(algorithm: Any, **options: Any) -> AdaptiveLimit:
+    return AdaptiveLimit(algorithm, clock=anyio.current_time, name="search", **options)
+
+
+async def load(limit: AdaptiveLimit, seconds: float, callers: int, rounds: int) -> None:
+    async def call() -> None:
+        for _ in range(rounds):
+            try:
+                await limit(anyio.sleep)(seconds)
+            except BulkheadFullError:
+                await anyio.sleep(seconds)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(callers):
+            group.start_soon(call)
+
+
+async def test_a_limit_that_is_used_grows_by_stretches_and_not_by_calls() -> None:
+    limit = adaptive(AIMD(), initial=10)
+    with capture(LimitChanged) as told:
+        await load(limit, 0.1, callers=10, rounds=100)
+    # A hundred calls a second, for ten seconds: one step a second.
+    assert 18 <= limit.limit <= 21
+    assert [(event.name, event.after - event.before) for event in told] == [("search", 1)] * len(told)
+    assert limit.in_flight == 0
+
+
+async def test_timeouts_shrink_it_and_it_stays_within_its_bounds() -> None:
+    limit = adaptive(AIMD(), initial=10, min_limit=4, max_limit=12)
+
+    async def hang() -> None:
+        try:
+            await limit(Timeout(0.1)(anyio.sleep))(9)
+        except (TimeoutError, BulkheadFullError):
+            await anyio.sleep(0.1)
+
+    for _ in range(200):
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(hang)
+    assert limit.limit == 4
+    await load(limit, 0.1, callers=12, rounds=200)
+    assert limit.limit == 12
+
+
+async def test_rejections_other_errors_and_cancellations_say_nothing() -> None:
+    limit = adaptive(AIMD(), initial=10)
+
+    async def fail(error: BaseException) -> None:
+        await anyio.sleep(0.1)
+        raise error
+
+    for error in (BulkheadFullError("inner"), ValueError()):
+        for _ in range(100):
+            with pytest.raises(type(error)):
+                await limit(fail)(error)
+    for _ in range(100):
+        with anyio.move_on_after(0.05):
+            await limit(anyio.sleep)(1)
+    assert (limit.limit, limit._stretch._seconds) == (10, [])
+
+
+async def test_rare_calls_move_it_too_after_a_long_stretch() -> None:
+    limit = adaptive(AIMD(), initial=2, window=1.0)
+    for _ in range(8):
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(limit(anyio.sleep), 1)
+        await anyio.sleep(4)
+    assert limit.limit == 3
+
+
+async def test_who_finds_no_place_is_refused_by_its_name() -> None:
+    limit = adaptive(Vegas(), initial=1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(limit(anyio.sleep), 1)
+        await anyio.sleep(0.5)
+        with capture(BulkheadRejected) as told, pytest.raises(BulkheadFullError) as caught:
+            await limit(anyio.sleep)(1)
+        assert limit.admission() == (False, None, "bulkhead_full")
+    assert (caught.value.name, caught.value.policy, len(told)) == ("search", "adaptive_limit", 1)
+    assert repr(limit) == "<AdaptiveLimit 0 of 1 in flight>"
+
+
+async def test_a_grown_limit_lets_in_who_waits() -> None:
+    limit = adaptive(AIMD(), initial=1, max_waiting=5)
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(limit(anyio.sleep), 1)
+        await anyio.sleep(0.5)
+        assert (limit.in_flight, limit.waiting) == (1, 2)
+        limit._places.move(3)
+        await anyio.sleep(0.1)
+        assert (limit.in_flight, limit.waiting) == (3, 0)
+
+
+def test_plain_functions_as_well() -> None:
+    limit = AdaptiveLimit(initial=1)
+    assert limit(lambda: 7)() == 7
+
+    def late() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        limit(late)()
+    assert limit._stretch._dropped
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"algorithm": 3}, "algorithm must be Vegas"),
+        ({"algorithm": Vegas}, "algorithm must be Vegas"),
+        ({"initial": 0}, "initial must be at least 1"),
+        ({"initial": 9, "max_limit": 5}, "initial must be at most 5"),
+        ({"min_limit": 5, "max_limit": 4}, "max_limit must be at least 5"),
+        ({"window": 0}, "window must be more than 0"),
+        ({"timeout": 1}, "timeout must be None without max_waiting"),
+    ],
+)
+def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        AdaptiveLimit(**options)
+
+
+def test_algorithms_refuse_bad_input() -> None:
+    for make, message in (
+        (lambda: AIMD(backoff=1), "backoff must be below 1"),
+        (lambda: AIMD(backoff=0.1), "backoff must be at least 0.5"),
+        (lambda: Vegas(alpha=0), "alpha must be more than 0"),
+        (lambda: Vegas(alpha=6, beta=6), "beta must be more than 6"),
+        (lambda: Gradient2(tolerance=0.5), "tolerance must be at least 1"),
+        (lambda: Gradient2(queue=nan), "queue must be finite"),
+        (lambda: Gradient2(smoothing=0), "smoothing must be more than 0"),
+        (lambda: Gradient2(backoff=1), "backoff must be below 1"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            make()

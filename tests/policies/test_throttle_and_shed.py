@@ -1,0 +1,226 @@
+"""Calls that are given up by chance, and calls that are refused because this process has too much to do."""
+
+from __future__ import annotations
+
+import contextvars
+import random
+from math import nan
+from typing import Any
+
+import anyio
+import pytest
+
+from resilience.errors import BulkheadFullError, ConfigurationError, RejectedError
+from resilience.events import PolicyHookFailed, ShedRejected, capture
+from resilience.policies import LoadShed, Throttle
+from resilience.policies.throttle import refused_share
+from resilience.testing import VirtualClock
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("calls", "ok", "cap", "share"),
+    [(120, 90, 0.9, 20 / 121), (100, 95, 0.9, 0), (1_000, 10, 0.8, 0.8), (0, 0, 0.9, 0)],
+)
+def test_the_formula_of_the_book(calls: int, ok: int, cap: float, share: float) -> None:
+    assert refused_share(calls, ok, 0.9, cap) == pytest.approx(share)
+
+
+class Callee:
+    def __init__(self) -> None:
+        self.calls = 0
+        self.error: Exception | None = None
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        await anyio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        return "done"
+
+
+async def ask(throttle: Throttle, callee: Callee, times: int) -> int:
+    refused = 0
+    for _ in range(times):
+        try:
+            await throttle(callee.__call__)()
+        except RejectedError as error:
+            assert (error.name, error.policy, error.reason) == ("search", "throttle", "shed")
+            refused += 1
+        except ConnectionError:
+            pass
+    return refused
+
+
+def throttle_of(**options: Any) -> Throttle:
+    return Throttle(clock=anyio.current_time, rng=random.Random(1), name="search", **options)
+
+
+async def test_a_callee_that_is_well_is_never_refused_a_call() -> None:
+    assert await ask(throttle_of(), Callee(), 1_000) == 0
+
+
+async def test_a_callee_that_is_down_gets_few_calls_and_at_least_some() -> None:
+    throttle, callee = throttle_of(), Callee()
+    callee.error = ConnectionError()
+    with capture(ShedRejected) as told:
+        refused = await ask(throttle, callee, 2_000)
+    assert 0.8 < refused / 2_000 < 0.9
+    assert len(told) == refused
+    assert 0 < told[0].load <= told[-1].load == 0.9
+    assert repr(throttle) == "<Throttle refusing 90%>"
+
+
+async def test_it_is_let_in_again_when_it_is_well() -> None:
+    throttle, callee = throttle_of(window=10.0), Callee()
+    callee.error = ConnectionError()
+    await ask(throttle, callee, 500)
+    callee.error = None
+    await anyio.sleep(11)
+    assert throttle.refused_share == 0
+    assert await ask(throttle, callee, 100) == 0
+
+
+async def test_few_calls_say_nothing() -> None:
+    throttle, callee = throttle_of(minimum_calls=20), Callee()
+    callee.error = ConnectionError()
+    assert await ask(throttle, callee, 20) == 0
+    assert throttle.refused_share > 0
+
+
+async def test_rejections_inside_and_cancellations_do_not_count() -> None:
+    throttle, callee = throttle_of(minimum_calls=1), Callee()
+    callee.error = BulkheadFullError("inner")
+    for _ in range(50):
+        with pytest.raises(BulkheadFullError):
+            await throttle(callee.__call__)()
+        with anyio.move_on_after(0.1):
+            await throttle(anyio.sleep)(1)
+    assert throttle.refused_share == 0
+
+
+def test_a_throttle_for_plain_functions(clock: VirtualClock) -> None:
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=random.Random(1))
+
+    def fail() -> None:
+        raise ConnectionError
+
+    ends: set[type[Exception]] = set()
+    for _ in range(100):
+        with pytest.raises((ConnectionError, RejectedError)) as caught:
+            throttle(fail)()
+        ends.add(caught.type)
+    assert ends == {ConnectionError, RejectedError}
+    assert Throttle(clock=clock).call(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0}, "threshold must be more than 0"),
+        ({"threshold": 1.1}, "threshold must be at most 1"),
+        ({"window": 0}, "window must be"),
+        ({"cap": 1}, "cap must be at most 0.999"),
+        ({"minimum_calls": 0}, "minimum_calls must be at least 1"),
+        ({"rng": 3}, "rng.random must be a function"),
+    ],
+)
+def test_a_throttle_refuses_bad_input(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Throttle(**options)
+
+
+# --- load ---
+
+
+async def test_a_loop_that_is_quick_lets_all_calls_in() -> None:
+    async with LoadShed(0.1, clock=anyio.current_time) as shed:
+        for _ in range(20):
+            assert await shed(Callee().__call__)() == "done"
+            await anyio.sleep(0.05)
+        assert shed.lag == pytest.approx(0, abs=1e-6)
+
+
+async def test_a_loop_that_lags_sheds_until_it_has_recovered() -> None:
+    ahead = 0.0  # what the loop has spent in one step, as its tasks see it
+
+    def clock() -> float:
+        return anyio.current_time() + ahead
+
+    callee = Callee()
+    async with LoadShed(0.1, clock=clock, name="search") as shed:
+        await anyio.sleep(1)
+        ahead += 0.5  # a step of half a second
+        with capture(ShedRejected) as told, pytest.raises(RejectedError) as caught:
+            await shed(callee.__call__)()
+        assert (caught.value.policy, caught.value.reason, caught.value.retry_after) == ("load_shed", "shed", None)
+        assert [(event.name, event.load) for event in told] == [("search", pytest.approx(0.48, abs=0.03))]
+        await anyio.sleep(0.5)
+        assert shed.lag == pytest.approx(0.25, abs=0.03)  # half of it
+        await anyio.sleep(1.0)
+        assert await shed(callee.__call__)() == "done"
+    assert callee.calls == 1
+    assert shed.lag == 0
+
+
+async def test_outside_of_its_block_it_says_so() -> None:
+    shed = LoadShed()
+    with pytest.raises(ConfigurationError, match="must be entered before it is used"):
+        await shed(Callee().__call__)()
+    async with shed:
+        with pytest.raises(ConfigurationError, match="was entered twice"):
+            async with shed:
+                pass
+    async with shed:
+        assert await shed(Callee().__call__)() == "done"
+
+
+async def test_its_task_knows_nothing_of_who_entered_it() -> None:
+    mine: contextvars.ContextVar[str] = contextvars.ContextVar("mine", default="nobody's")
+    seen: set[str] = set()
+
+    def clock() -> float:
+        seen.add(mine.get())
+        return anyio.current_time()
+
+    mine.set("a request's")
+    async with LoadShed(clock=clock):
+        seen.clear()
+        await anyio.sleep(1)
+        assert seen == {"nobody's"}
+
+
+async def test_another_measure_of_load() -> None:
+    load = 0.5
+    shed = LoadShed(load=lambda: load, max_load=0.8)
+    assert shed(lambda: 7)() == 7
+    load = 0.81
+    with capture(ShedRejected) as told, pytest.raises(RejectedError):
+        await shed(Callee().__call__)()
+    assert [event.load for event in told] == [0.81]
+    assert repr(shed) == "<LoadShed above a load of 0.8>"
+
+
+def test_a_measure_that_fails_refuses_nobody() -> None:
+    def broken() -> float:
+        raise OSError
+
+    with capture(PolicyHookFailed) as told:
+        assert LoadShed(load=broken, max_load=1)(lambda: 7)() == 7
+    assert [(event.hook, event.error_type) for event in told] == [("load", "OSError")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_lag": 0}, "max_lag must be more than 0"),
+        ({"load": lambda: 1}, "load and max_load must be given together"),
+        ({"max_load": 1}, "load and max_load must be given together"),
+        ({"load": 3, "max_load": 1}, "load must be a function"),
+        ({"load": lambda: 1, "max_load": nan}, "max_load must be finite"),
+    ],
+)
+def test_load_shedding_refuses_bad_input(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        LoadShed(**options)
