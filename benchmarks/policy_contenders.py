@@ -1,7 +1,7 @@
 """How each library retries and times a call out, with its documented decorator.
 
-Settings are as near as the libraries allow to: three attempts, pauses from 0.1 s doubled to 10 s with jitter, a timeout of
-10 s. No call fails or is slow where success is measured.
+Settings are as near as the libraries allow to: three attempts, pauses from 0.1 s doubled to 10 s with jitter, a timeout
+of 10 s. No call fails or is slow where success is measured.
 """
 
 from collections.abc import Callable

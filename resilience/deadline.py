@@ -30,6 +30,6 @@ def leave_deadline(token: Token[_Deadline] | None) -> None:
 
 
 def seconds_left() -> float:
-    """Give the seconds until the nearest deadline around sync code: infinity without one, negative once it has passed."""
+    """Give the seconds until the nearest deadline around sync code: infinity without one, negative when it is over."""
     deadline = _nearest.get()
     return inf if deadline is None else deadline[0] - deadline[1]()

@@ -27,9 +27,10 @@ _QUANTILE: Final = 0.9
 class AdaptiveLimit(Policy):
     """Lets as many calls in at once as the dependency can take, which it learns from how long they take.
 
-    What calls tell is gathered over a stretch of time, never judged one by one: at least `window` seconds and 50 calls, at
-    most 30 x `window`; the ninth decile stands for all. Timeouts (`TimeoutError` and ours) shrink the limit; other errors,
-    rejections by our own policies and cancellations say nothing. The limit grows only while at least half of it is used.
+    What calls tell is gathered over a stretch of time, never judged one by one: at least `window` seconds and 50 calls,
+    at most 30 x `window`; the ninth decile stands for all. Timeouts (`TimeoutError` and ours) shrink the limit; other
+    errors, rejections by our own policies and cancellations say nothing. The limit grows only while at least half of it
+    is used.
 
     Args:
         algorithm: `Vegas()` (the default), `Gradient2()` or `AIMD()`.
@@ -188,7 +189,10 @@ class _Stretch:
 
     def __init__(self, window: float, now: float) -> None:
         self._window = window
-        self._begin(now)
+        self._began = now
+        self._seconds: list[float] = []
+        self._most = 0
+        self._dropped = False
 
     def add(self, seconds: float, in_flight: int, now: float, *, dropped: bool) -> Sample | None:
         """Take in a call; gives a sample, and begins anew, when there is enough."""
@@ -204,11 +208,5 @@ class _Stretch:
         # A clock that stands still would have calls that take no time, and no ratio.
         told = max(ordered[ceil(_QUANTILE * len(ordered)) - 1], 1e-9)
         sample = Sample(told, self._most, self._dropped)
-        self._begin(now)
+        self.__init__(self._window, now)  # type: ignore[misc]  # it is as new
         return sample
-
-    def _begin(self, now: float) -> None:
-        self._began = now
-        self._seconds: list[float] = []
-        self._most = 0
-        self._dropped = False

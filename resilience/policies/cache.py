@@ -32,12 +32,12 @@ _WAITS, _LEADS, _LANDED = "waits", "leads", "landed"
 class Cache(Policy):
     """Keeps results for some seconds, the latest used so many, and lets one call compute what many want at once.
 
-    Errors are not kept. While a result is computed, others who want the same wait for it, each with its own deadline and
-    its own cancellation; when the one who computes is cancelled, the next in line takes over. When it fails, all who
-    wait get that error: the same object, for it is one failure.
+    Errors are not kept. While a result is computed, others who want the same wait for it, each with its own deadline
+    and its own cancellation; when the one who computes is cancelled, the next in line takes over. When it fails, all
+    who wait get that error: the same object, for it is one failure.
 
-    What a result is known by is the function and its arguments, so that functions can share a cache and its bound. Those
-    who share a result share the object: give out what nobody changes.
+    What a result is known by is the function and its arguments, so that functions can share a cache and its bound.
+    Those who share a result share the object: give out what nobody changes.
 
     Args:
         ttl: seconds for which a result is kept, > 0, from the moment it is there.
@@ -240,13 +240,14 @@ class Cache(Policy):
             follower.state, flight.leader = _LEADS, follower.who
         _wake([follower])
 
-    def _leave(self, seat: _Seat) -> None:
-        """Stop waiting; who was to take over hands over."""
+    def _leave(self, seat: _Seat) -> bool:
+        """Stop waiting; who was to take over hands over. False if there is nothing to wait for any more."""
         with self._lock:
-            leads = seat.state == _LEADS
+            state = seat.state
             seat.flight.followers.pop(seat, None)
-        if leads:
+        if state == _LEADS:
             self._hand_over(seat)
+        return state != _LANDED
 
 
 class _Hit:
@@ -307,10 +308,12 @@ class _Seat:
         try:
             while self.state is _WAITS:
                 if not event.wait(None if longest == inf else max(0.0, longest)):
-                    raise CallTimeoutError("total", longest)
+                    break
         except BaseException:
             self._cache._leave(self)  # noqa: SLF001 - as above
             raise
+        if self.state is _WAITS and self._cache._leave(self):  # noqa: SLF001 - as above
+            raise CallTimeoutError("total", longest)
         return self.state is _LEADS
 
     def outcome(self) -> Any:

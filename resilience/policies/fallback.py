@@ -19,8 +19,8 @@ from .policy import Policy, Site, refuse_awaitable
 class Fallback(Policy):
     """Answers instead of a callee that failed, was refused, or gave a result that is not wanted.
 
-    It stands outermost: it must see the final outcome. Our own rejections count as failures here, for an open circuit is
-    what fallbacks are for; cancellations never do.
+    It stands outermost: it must see the final outcome. Our own rejections count as failures here, for an open circuit
+    is what fallbacks are for; cancellations never do.
 
         @Fallback(lambda error: cached_prices())
         async def prices() -> list[Price]: ...
@@ -36,8 +36,8 @@ class Fallback(Policy):
     Raises:
         ConfigurationError: a value that makes no sense; an async function around a plain callee.
 
-    Cancellation: passes through; nothing answers it. What the function itself raises goes to the caller, with the callee's
-    error as its context.
+    Cancellation: passes through; nothing answers it. What the function itself raises goes to the caller, with the
+    callee's error as its context.
     """
 
     kind: ClassVar[str] = "fallback"

@@ -60,16 +60,16 @@ class Quantile:
 class Hedge(Policy):
     """Starts another attempt beside one that is slow, and takes the first answer.
 
-    For calls that may be made twice: reads, and writes with an idempotency key. The attempts that lost are cancelled and
-    waited for, and results that come too late are closed by their `aclose` or `close`. An attempt that fails starts the
-    next at once. When all have failed, the error of the first comes out.
+    For calls that may be made twice: reads, and writes with an idempotency key. The attempts that lost are cancelled
+    and waited for, and results that come too late are closed by their `aclose` or `close`. An attempt that fails starts
+    the next at once. When all have failed, the error of the first comes out.
 
         @Hedge(Quantile(0.95), idempotent=True, budget=budget)
         async def read(key: str) -> bytes: ...
 
     Args:
-        delay: seconds >= 0 until the next attempt: 0 starts all at once, `math.inf` the next when one has failed only; or a
-            `Quantile`.
+        delay: seconds >= 0 until the next attempt: 0 starts all at once, `math.inf` the next only when one has failed;
+            or a `Quantile`.
         max_hedges: attempts besides the first, >= 1. Default 1.
         idempotent: must be True: the work may be done several times.
         budget: a `RetryBudget` that each further attempt is taken from, best the one of the retry around it. Without a
@@ -160,7 +160,7 @@ class Hedge(Policy):
                     finally:
                         self._give_back(number)
                     number += 1
-                    if first is not None and (number > self.max_hedges or not self._may_launch(site, number)):
+                    if number > self.max_hedges or not self._may_launch(site, number):
                         raise first
             finally:
                 first = None  # it holds this frame
@@ -218,13 +218,13 @@ class _Race:
             async with anyio.create_task_group() as group:
                 launched, most = 1, 1 + self._hedge.max_hedges
                 group.start_soon(self._run, 0)
-                while self._winner is None and len(self.errors) < launched:
+                while not self._is_won() and len(self.errors) < launched:
                     with anyio.move_on_after(seconds if launched < most else None):
                         await self._moved.wait()
                     # An answer that comes at this very moment is in time.
                     await anyio.lowlevel.checkpoint()
                     self._moved = anyio.Event()
-                    if self._winner is not None or launched == most:
+                    if self._is_won() or launched == most:
                         continue
                     if self._hedge._may_launch(self._site, launched):  # noqa: SLF001 - a part of the hedge
                         self._owed.add(launched)
@@ -242,6 +242,9 @@ class _Race:
         finally:
             for number in list(self._owed):  # of tasks that were cancelled before they began
                 self._settle(number)
+
+    def _is_won(self) -> bool:
+        return self._winner is not None
 
     def outcome(self) -> Any:
         """Give the result of the winner, or raise the error of the first attempt."""

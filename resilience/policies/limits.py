@@ -183,7 +183,7 @@ class _Gradient2:
         self._samples += 1
         # A plain mean at first: one early sample would weigh for hundreds otherwise.
         self._long += (sample.seconds - self._long) / min(self._samples, config.MEMORY)
-        if self._long / sample.seconds > 2:  # noqa: PLR2004 - it has become quick again: what was slow is forgotten sooner
+        if self._long / sample.seconds > 2:
             self._long *= 0.95
         if 2 * sample.in_flight < limit:
             return limit

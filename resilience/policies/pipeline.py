@@ -140,6 +140,16 @@ class Pipeline(Policy):
         self._mounts.add(mount)
         return mount.make_async(self._memory) if is_async(function) else mount.make_sync(self._memory)
 
+    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Call `function(*args, **kwargs)` through the policies; of an async function this gives an awaitable.
+
+        Arguments are not checked by types here, for a pool in the pipeline adds the first one.
+
+        Raises:
+            ConfigurationError: as when it decorates.
+        """
+        return super().call(function, *args, **kwargs)
+
     def call_outcome(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call `function(*args, **kwargs)` through the policies and give an `Outcome`, awaitable if it is async.
 
@@ -260,7 +270,9 @@ class _Mount:
             if isinstance(policy, ConnectionPool):
                 chain = policy.inject(chain)
             else:
-                chain = policy.around(chain, Site(getattr(policy, "name", None) or self.site.name, self.site.origin, inner))
+                chain = policy.around(
+                    chain, Site(getattr(policy, "name", None) or self.site.name, self.site.origin, inner)
+                )
             inner = (policy, *inner)
         return chain
 

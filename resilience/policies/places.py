@@ -86,7 +86,7 @@ class Places:
             served = self._serve()
         self._wake(served)
 
-    async def wait(self, timeout: float | None) -> str:
+    async def wait(self, timeout: float | None) -> str:  # noqa: ASYNC109 - many wait, each for so long
         """Wait in line for a place.
 
         Args:

@@ -26,9 +26,9 @@ _HALF_LIFE: Final = 0.5  # seconds in which an old lag counts half
 class LoadShed(Policy):
     """Refuses calls while the event loop of this process lags, or another measure of load is too high.
 
-    The lag is how late the wake-ups of a task of its own come: what every other task waits as well. It looks each 20 ms,
-    takes the worst, and lets that fade with a half-life of 0.5 s, so that one long step is not forgotten in the next
-    moment. The task lives as long as the block:
+    The lag is how late the wake-ups of a task of its own come: what every other task waits as well. It looks each 20
+    ms, takes the worst, and lets that fade with a half-life of 0.5 s, so that one long step is not forgotten in the
+    next moment. The task lives as long as the block:
 
         async with LoadShed(0.1) as shed:
             protected = Pipeline(shed, ...)

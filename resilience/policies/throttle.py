@@ -18,12 +18,12 @@ from resilience.windows import FAILED, SUCCEEDED, TimeWindow
 from .policy import Policy, Site, refuse_awaitable
 
 
-
 class Throttle(Policy):
     """Refuses calls by chance, the more of them the more of the callee's answers are failures.
 
-    A breaker is open or closed; a throttle lets some calls through at any time, so that it sees at once when the callee is
-    well again. The share that it refuses is (n - ok / threshold) / (n + 1) over the window, its own refusals counted in n.
+    A breaker is open or closed; a throttle lets some calls through at any time, so that it sees at once when the callee
+    is well again. The share that it refuses is (n - ok / threshold) / (n + 1) over the window, its own refusals counted
+    in n.
 
     Args:
         threshold: share of successes that is good enough, above 0 and at most 1. Default 0.9.

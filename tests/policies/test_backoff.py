@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from math import inf, nan
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_full_jitter_spreads_from_nothing_and_equal_jitter_from_the_half() -> No
     attempt=st.sampled_from([1, 2, 3, 64, 2000, 10**9, 10**30]),
     drawn=st.sampled_from([0.0, 0.5, 0.999]),
 )
-def test_no_pause_is_out_of_bounds_and_no_exponent_overflows(
+def test_no_pause_is_out_of_bounds_and_no_exponent_overflows(  # noqa: PLR0917 - drawn by name
     base: float, cap: float, factor: float, jitter: Any, curve: Any, attempt: int, drawn: float
 ) -> None:
     backoff = Backoff(base=base, cap=cap, factor=factor, jitter=jitter, curve=curve)
@@ -93,7 +93,7 @@ def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
 
 
 NOW = 1_800_000_000.0
-DATE = datetime.fromtimestamp(NOW, tz=timezone.utc)
+DATE = datetime.fromtimestamp(NOW, tz=UTC)
 
 
 @pytest.mark.parametrize(

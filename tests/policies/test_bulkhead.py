@@ -310,4 +310,4 @@ def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
 
 def test_virtual_time_reaches_its_waiters(clock: VirtualClock) -> None:
     with pytest.raises(ConfigurationError, match="a bulkhead got an awaitable"):
-        Bulkhead(1, clock=clock).call(lambda: anyio.sleep(1))
+        _ = Bulkhead(1, clock=clock).call(lambda: anyio.sleep(1))

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from hypothesis import given, settings
@@ -184,14 +185,13 @@ async def test_a_cancelled_leader_hands_over() -> None:
     async def ask() -> None:
         got.append(await search("a"))
 
-    async with anyio.create_task_group() as group:
-        async with anyio.create_task_group() as leader:
-            leader.start_soon(ask)
-            await anyio.wait_all_tasks_blocked()
-            for _ in range(49):
-                group.start_soon(ask)
-            await anyio.sleep(0.5)
-            leader.cancel_scope.cancel()
+    async with anyio.create_task_group() as group, anyio.create_task_group() as leader:
+        leader.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(49):
+            group.start_soon(ask)
+        await anyio.sleep(0.5)
+        leader.cancel_scope.cancel()
     assert (callee.calls, got) == (2, [("a", 2)] * 49)
 
 
@@ -246,7 +246,7 @@ async def test_a_function_that_calls_itself_does_not_wait_for_itself() -> None:
     async def again(value: int) -> int:
         nonlocal depth
         depth += 1
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return value if depth > 3 else await again(value)
 
     with anyio.fail_after(5):

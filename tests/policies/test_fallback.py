@@ -106,16 +106,12 @@ async def test_what_the_answer_itself_raises_has_the_callee_s_error_for_its_cont
     def bad(_: object) -> str:
         raise RuntimeError
 
-    for call in (lambda: Fallback(bad).call(failing(error)), lambda: Fallback(bad).call(failing_async_of(error))):
-        with pytest.raises(RuntimeError) as caught:
-            await call()
-        assert caught.value.__context__ is error
+    with pytest.raises(RuntimeError) as caught:
+        await Fallback(bad).call(failing(error))
+    assert caught.value.__context__ is error
     with pytest.raises(RuntimeError) as caught:
         Fallback(bad).call(failing_sync(error))
     assert caught.value.__context__ is error
-
-
-failing_async_of = failing
 
 
 async def test_results_that_are_not_wanted_are_closed_once_and_answered() -> None:
@@ -132,34 +128,36 @@ async def test_results_that_are_not_wanted_are_closed_once_and_answered() -> Non
     async def respond(response: Response) -> Response:
         return response
 
-    fallback = Fallback("owls", on_result=lambda result: isinstance(result, Response))
+    answer: Any = "owls"
+    fallback = Fallback(answer, on_result=lambda result: isinstance(result, Response))
     for response in (Response(), AsyncResponse()):
         with capture(FallbackUsed) as told:
-            assert await fallback.call(respond, response) == "owls"
+            assert await fallback(respond)(response) == answer
         assert (response.closed, [event.error_type for event in told]) == (1, [None])
     plain = Response()
-    assert fallback.call(lambda: plain) == "owls"
+    assert fallback.call(lambda: plain) == answer
     assert plain.closed == 1
 
 
 def test_bad_input_is_refused_at_once() -> None:
     async def later() -> None: ...
 
-    for options, message in (
+    slips: list[tuple[dict[str, Any], str]] = [
         ({"on": ()}, "on must name at least one error"),
         ({"on": 3}, "on must be a function"),
         ({"on_result": 3}, "on_result must be a function"),
         ({"clock": 3}, "clock must be a function"),
         ({"name": ""}, "name must be a non-empty string"),
-    ):
+    ]
+    for options, message in slips:
         with pytest.raises(ConfigurationError, match=message):
-            Fallback(0, **options)  # type: ignore[arg-type]  # the slips that are tested
+            Fallback(0, **options)
     with pytest.raises(ConfigurationError, match="must take the error or nothing"):
         Fallback(lambda one, two: None)
     with pytest.raises(ConfigurationError, match="must be no async function"):
-        Fallback(later)(lambda: None)
+        Fallback(later)(failing_sync(OSError()))
     with pytest.raises(ConfigurationError, match="a fallback got an awaitable"):
-        Fallback(0).call(lambda: anyio.sleep(1))
+        _ = Fallback(0).call(lambda: anyio.sleep(1))
 
 
 def test_it_does_not_show_its_value() -> None:

@@ -8,6 +8,7 @@ from math import nan
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from resilience.errors import BulkheadFullError, ConfigurationError, RejectedError
@@ -34,7 +35,7 @@ class Callee:
 
     async def __call__(self) -> str:
         self.calls += 1
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         if self.error is not None:
             raise self.error
         return "done"
@@ -155,7 +156,8 @@ async def test_a_loop_that_lags_sheds_until_it_has_recovered() -> None:
         with capture(ShedRejected) as told, pytest.raises(RejectedError) as caught:
             await shed(callee.__call__)()
         assert (caught.value.policy, caught.value.reason, caught.value.retry_after) == ("load_shed", "shed", None)
-        assert [(event.name, event.load) for event in told] == [("search", pytest.approx(0.48, abs=0.03))]
+        assert [event.name for event in told] == ["search"]
+        assert told[0].load == pytest.approx(0.48, abs=0.03)
         await anyio.sleep(0.5)
         assert shed.lag == pytest.approx(0.25, abs=0.03)  # half of it
         await anyio.sleep(1.0)

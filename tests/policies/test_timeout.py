@@ -34,7 +34,6 @@ async def test_what_takes_too_long_is_cancelled_and_told_once(policy: Any, scope
     began = anyio.current_time()
     cancelled_at = None
 
-    @policy
     async def slow() -> None:
         nonlocal cancelled_at
         try:
@@ -44,13 +43,14 @@ async def test_what_takes_too_long_is_cancelled_and_told_once(policy: Any, scope
             raise
 
     with capture(TimedOut) as told, pytest.raises(CallTimeoutError) as caught:
-        await slow()
+        await policy(slow)()
     assert (caught.value.scope, caught.value.seconds) == (scope, 0.2)
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.__cause__ is caught.value.__context__ is None
     assert cancelled_at == pytest.approx(0.2)
     [event] = told
-    assert (event.scope, event.seconds, event.elapsed) == (scope, 0.2, pytest.approx(0.2))
+    assert (event.scope, event.seconds) == (scope, 0.2)
+    assert event.elapsed == pytest.approx(0.2)
     assert event.name.endswith("slow")
     assert event.severity == "warning"
 
@@ -166,7 +166,8 @@ def test_a_deadline_bounds_the_waits_of_plain_functions_and_interrupts_nothing(c
 
     with capture(RetryStopped) as told, pytest.raises(ConnectionError):
         fail()
-    assert (calls, clock()) == (3, pytest.approx(0.8))
+    assert calls == 3
+    assert clock() == pytest.approx(0.8)
     assert [event.stop_reason for event in told] == ["deadline"]
 
     @Deadline(1.0, clock=clock)
@@ -208,7 +209,7 @@ def test_nobody_waits_for_a_turn_that_comes_after_the_deadline(clock: VirtualClo
 
 def test_a_plain_function_that_gives_an_awaitable_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="a deadline got an awaitable from a plain function"):
-        Deadline(1.0).call(lambda: sleep(1))
+        _ = Deadline(1.0).call(lambda: sleep(1))
 
 
 @pytest.mark.parametrize("policy", [Timeout, Deadline])
