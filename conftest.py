@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -48,6 +49,8 @@ def _end(namespace: dict[str, Any]) -> None:
         if breaker.name not in namespace["_registered"]:
             circuit_breakers.remove(breaker.name)  # the next page may use the same names
     _all_shown(namespace)
+    namespace.clear()
+    gc.collect()  # a pipeline that is left over would go on listening
 
 
 examples = Sybil(

@@ -1,8 +1,8 @@
 """What a Python program needs to live with dependencies that fail.
 
 Everything that most programs use stands here; the rest is in the rooms: `resilience.events`, `resilience.breaker`,
-`resilience.pool`, `resilience.rate_limiter`, `resilience.testing`. Names are loaded when they are first used, so that
-`import resilience` costs next to nothing.
+`resilience.policies`, `resilience.pool`, `resilience.rate_limiter`, `resilience.testing`. Names are loaded when they
+are first used, so that `import resilience` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +34,18 @@ if TYPE_CHECKING:
         ResilienceError,
     )
     from .events import Event, subscribe
+    from .policies import (
+        AdaptiveLimit,
+        Bulkhead,
+        Cache,
+        Deadline,
+        Fallback,
+        Hedge,
+        Pipeline,
+        Retry,
+        RetryBudget,
+        Timeout,
+    )
     from .pool import ConnectionPool, PoolConfig, create_pool
     from .rate_limiter import Decision, MemoryStore, Quota, RateLimiter, RedisStore, rate_limit
     from .windows import CountWindow, TimeWindow
@@ -47,6 +59,7 @@ _ROOM_OF = {
         "PoolDeadlockError PoolFullError PoolTimeoutError PoolUsageError RateLimitedError RejectedError "
         "ResilienceError",
         "events": "Event subscribe",
+        "policies": "AdaptiveLimit Bulkhead Cache Deadline Fallback Hedge Pipeline Retry RetryBudget Timeout",
         "pool": "ConnectionPool PoolConfig create_pool",
         "rate_limiter": "Decision MemoryStore Quota RateLimiter RedisStore rate_limit",
         "windows": "CountWindow TimeWindow",
@@ -54,10 +67,13 @@ _ROOM_OF = {
     for name in names.split()
 }
 
-_ROOMS = {"breaker", "clock", "errors", "events", "pool", "rate_limiter", "testing", "windows"}
+_ROOMS = {"breaker", "clock", "errors", "events", "policies", "pool", "rate_limiter", "testing", "windows"}
 
 __all__ = [
+    "AdaptiveLimit",
+    "Bulkhead",
     "BulkheadFullError",
+    "Cache",
     "CallTimeoutError",
     "CircuitBreaker",
     "CircuitBreakerConfig",
@@ -67,9 +83,13 @@ __all__ = [
     "ConfigurationError",
     "ConnectionPool",
     "CountWindow",
+    "Deadline",
     "Decision",
     "Event",
+    "Fallback",
+    "Hedge",
     "MemoryStore",
+    "Pipeline",
     "PoolClosedError",
     "PoolConfig",
     "PoolDeadlockError",
@@ -82,7 +102,10 @@ __all__ = [
     "RedisStore",
     "RejectedError",
     "ResilienceError",
+    "Retry",
+    "RetryBudget",
     "TimeWindow",
+    "Timeout",
     "circuit_breaker",
     "circuit_breakers",
     "create_pool",

@@ -20,6 +20,7 @@ ROOMS = [
     "resilience.clock",
     "resilience.errors",
     "resilience.events",
+    "resilience.policies",
     "resilience.pool",
     "resilience.rate_limiter",
     "resilience.testing",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import deque
 from dataclasses import fields
 from typing import Final
@@ -23,6 +25,7 @@ from resilience.events import (
     RetryStopped,
     RetrySuppressed,
     ShedRejected,
+    Subscription,
     TimedOut,
     subscribe,
 )
@@ -57,7 +60,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._events: deque[tuple[str, Event]] = deque(maxlen=_KEPT)
-        _listen()
+        _ear.open_for(self)
 
     def add(self, call_id: str, event: Event) -> None:
         """Remember what happened to a call."""
@@ -82,10 +85,31 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _listen() -> None:
-    """Hear all of `_TOLD`, once for all pipelines: a sink is called in the context of the call that it is about."""
-    if not _listening:
-        _listening.append(subscribe(_remember, *_TOLD))
+class _Ear:
+    """Hears all of `_TOLD`, once for all memories, while there are any.
+
+    A sink is called in the context of the call that an event is about: that is how the call is known.
+    """
+
+    def __init__(self) -> None:
+        self._memories = 0
+        self._subscription: Subscription | None = None
+        # Guards both; a memory may be collected in any thread, also in the middle of this.
+        self._lock = threading.RLock()
+
+    def open_for(self, memory: Memory) -> None:
+        with self._lock:
+            self._memories += 1
+            if self._subscription is None:
+                self._subscription = subscribe(_remember, *_TOLD)
+        weakref.finalize(memory, self._close_one).atexit = False
+
+    def _close_one(self) -> None:
+        with self._lock:
+            self._memories -= 1
+            if not self._memories and self._subscription is not None:
+                self._subscription.close()
+                self._subscription = None
 
 
 def _remember(event: Event) -> None:
@@ -94,4 +118,4 @@ def _remember(event: Event) -> None:
         call.memory.add(call.id, event)
 
 
-_listening: list[object] = []
+_ear: Final = _Ear()

@@ -15,8 +15,8 @@ from resilience.errors import ConfigurationError
 
 def is_tenacitys(value: object, kind: str) -> bool:
     """Tell whether `value` is an object of tenacity: `kind` is "retry", "wait" or "stop"."""
-    module = sys.modules.get("tenacity")
-    base = getattr(getattr(module, kind, None), f"{kind}_base", None)
+    # Not as an attribute of the package: `tenacity.retry` is the decorator.
+    base = getattr(sys.modules.get(f"tenacity.{kind}"), f"{kind}_base", None)
     return base is not None and isinstance(value, base)
 
 

@@ -68,6 +68,9 @@ PrewarmPredicted      pool.prewarm_predicted              debug   predicted actu
 AttemptFailed         retry.attempt_failed                warning attempt max_attempts delay elapsed remaining error_type call_id
 RetrySuppressed       retry.suppressed                    warning reason
 RetryStopped          retry.stopped                       warning stop_reason attempts
+PolicyHookFailed      policy.hook_failed                  error   hook error_type
+ConfigReloaded        config.reloaded                     info    policies
+ConfigReloadFailed    config.reload_failed                error
 TimedOut              timeout.exceeded                    warning scope seconds elapsed
 HedgeLaunched         hedge.launched                      debug   number
 HedgeWon              hedge.won                           debug   number
