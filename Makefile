@@ -23,7 +23,7 @@ check: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: bench-circuit_breaker bench-rate_limiter bench-pool
+bench: bench-circuit_breaker bench-rate_limiter bench-pool bench-policies
 
 bench-%: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/bench_$*.py $(ARGS)

@@ -168,7 +168,7 @@ def aioresilience_retry(work: Work) -> Any:
 
 def aioresilience_timeout(work: Work) -> Any:
     """Time out with aioresilience."""
-    return import_module("aioresilience").with_timeout(SECONDS)(work)
+    return import_module("aioresilience").timeout(SECONDS)(work)
 
 
 def contender(name: str, wrap: Callable[[Work], Any], distribution: str, note: str = "") -> Contender:

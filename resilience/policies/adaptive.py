@@ -150,7 +150,8 @@ class AdaptiveLimit(Policy):
             began = clock()
             try:
                 result = function(*args, **kwargs)
-                refuse_awaitable(result, self.title)
+                if hasattr(type(result), "__await__"):
+                    refuse_awaitable(result, self.title)
             except TimeoutError:
                 self._note(site, began, dropped=True)
                 raise

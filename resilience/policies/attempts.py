@@ -80,7 +80,8 @@ class Attempts:
             except Exception as error:  # noqa: BLE001 - as above
                 failed = Failed(error)
             else:
-                refuse_awaitable(result, "a retry")
+                if hasattr(type(result), "__await__"):
+                    refuse_awaitable(result, "a retry")
                 if not judges_results or not self._is_unwanted(result):
                     return result
                 failed = Failed(None, result)

@@ -103,7 +103,8 @@ class Bulkhead(Policy):
                 result = function(*args, **kwargs)
             finally:
                 places.give_back()
-            refuse_awaitable(result, self.title)
+            if hasattr(type(result), "__await__"):
+                refuse_awaitable(result, self.title)
             return result
 
         return placed_sync

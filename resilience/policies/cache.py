@@ -152,7 +152,8 @@ class Cache(Policy):
             if flight.is_new or flight.follow_sync():
                 try:
                     result = function(*args, **kwargs)
-                    refuse_awaitable(result, self.title)
+                    if hasattr(type(result), "__await__"):
+                        refuse_awaitable(result, self.title)
                 except Exception as error:
                     self._fail(flight, error)
                     raise

@@ -34,10 +34,10 @@ class Call:
         stop_reason: why no further attempt was made, None while nobody decided.
     """
 
-    __slots__ = ("_number", "attempts", "memory", "stop_reason")
+    __slots__ = ("_id", "attempts", "memory", "stop_reason")
 
     def __init__(self, memory: Remembers | None = None) -> None:
-        self._number = next(_numbers)
+        self._id = ""  # most calls go well, and nobody asks for their names
         self.memory = memory
         self.attempts: int | None = None
         self.stop_reason: str | None = None
@@ -45,7 +45,9 @@ class Call:
     @property
     def id(self) -> str:
         """Its name, unique in this process."""
-        return f"{self._number:x}"
+        if not self._id:
+            self._id = new_call_id()
+        return self._id
 
 
 current_call: ContextVar[Call | None] = ContextVar("resilience_call", default=None)

@@ -107,7 +107,8 @@ class Fallback(Policy):
                 if not self._answers(error, site):
                     raise
                 return self._give_sync(error, site)
-            refuse_awaitable(result, self.title)
+            if hasattr(type(result), "__await__"):
+                refuse_awaitable(result, self.title)
             if self._on_result is None or not self._is_unwanted(result, site):
                 return result
             discard(result)

@@ -293,7 +293,8 @@ class _Mount:
                 result = self.inner(*args, **kwargs)
             finally:
                 current_call.reset(token)
-            refuse_awaitable(result, "a pipeline")
+            if hasattr(type(result), "__await__"):
+                refuse_awaitable(result, "a pipeline")
             return result
 
         return piped

@@ -120,6 +120,8 @@ def check_wrappable(function: object, title: str) -> None:
 def refuse_awaitable(result: object, title: str) -> None:
     """Refuse that a plain function gives an awaitable: the work would be done where nobody looks.
 
+    Callers ask for `__await__` first: a call of this would cost as much as they do.
+
     Raises:
         ConfigurationError: says what to do instead.
     """

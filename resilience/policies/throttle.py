@@ -109,7 +109,8 @@ class Throttle(Policy):
             self._let_in(site)
             try:
                 result = function(*args, **kwargs)
-                refuse_awaitable(result, self.title)
+                if hasattr(type(result), "__await__"):
+                    refuse_awaitable(result, self.title)
             except Exception as error:
                 self._note_error(error)
                 raise

@@ -104,7 +104,8 @@ class Deadline(Policy):
                 result = function(*args, **kwargs)
             finally:
                 leave_deadline(token)
-            refuse_awaitable(result, self.title)
+            if hasattr(type(result), "__await__"):
+                refuse_awaitable(result, self.title)
             return result
 
         return bounded

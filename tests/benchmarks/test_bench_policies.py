@@ -1,0 +1,88 @@
+"""The policies benchmark runs, measures everybody who is there, and names everybody who is not."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_policies.py"
+PEERS = {"aioresilience", "hyx", "pyresilience", "stamina", "tenacity"}
+Distributions = frozenset[str | None]
+OURS: Distributions = frozenset({"anyio-resilience"})
+ROWS: dict[str, Distributions] = {
+    "retry": OURS | PEERS,
+    "retry-sync": OURS | {"tenacity", "stamina", "pyresilience"},
+    "three": OURS | {"pyresilience"},
+    "timeout": OURS | {"pyresilience", "hyx", "aioresilience"},
+    "failing": OURS | {"tenacity", "pyresilience"},
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("benchmark") / "quick.json"
+    done = run("--quick", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    report["printed"] = done.stdout
+    return report
+
+
+def test_quick_run_answers_every_row(quick: dict[str, Any]) -> None:
+    assert [row["key"] for row in quick["rows"]] == list(ROWS)
+    assert quick["benchmark"] == "policies"
+    assert set(quick["versions"]) == OURS | PEERS
+
+
+def test_all_stand_in_the_rows_they_belong_to(quick: dict[str, Any]) -> None:
+    assert {row["key"]: {one["distribution"] for one in row["contenders"]} for row in quick["rows"]} == ROWS
+
+
+def test_everybody_installed_is_measured(quick: dict[str, Any]) -> None:
+    for row in quick["rows"]:
+        for contender in row["contenders"]:
+            where = (row["key"], contender["name"], contender["reason"])
+            if contender["distribution"] is None or is_installed(contender["distribution"]):
+                assert contender["status"] == "measured", where
+                assert len(contender["rounds"]) >= 2, where
+                assert all(value >= 0 for value in contender["rounds"]), where
+                assert math.isfinite(contender["median"]), where
+            else:
+                assert contender["status"] == "missing", where
+                assert f"{contender['distribution']} is not installed" in quick["printed"]
+
+
+def test_what_was_promised_is_judged(quick: dict[str, Any]) -> None:
+    judged = {row["key"] for row in quick["rows"] if row["bars"]}
+    assert judged == set(ROWS)
+
+
+def test_on_trio_ours_runs(tmp_path: Path) -> None:
+    path = tmp_path / "trio.json"
+    done = run("--quick", "--backend", "trio", "--only", "three", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    ours = [one for one in row["contenders"] if one["name"].startswith("resilience")]
+    assert {one["status"] for one in ours} == {"measured"}
