@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 from resilience.checks import check_function, check_int, check_number, is_async, shown
 from resilience.clock import Clock
-from resilience.errors import BulkheadFullError, ConfigurationError
+from resilience.errors import BulkheadFullError, ConfigurationError, RejectedError
 from resilience.events import BulkheadRejected, LimitChanged, emit
 from resilience.forks import renew_locks_in_child
 from resilience.stack import ADMITTED, Admission
@@ -124,36 +124,19 @@ class AdaptiveLimit(Policy):
 
     def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
         """Give a function that takes a place for each call, and tells how long it took."""
+        return self._around_async(function, site) if is_async(function) else self._around_sync(function, site)
+
+    def _around_async(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
         places, timeout, clock = self._places, self.timeout, self._clock
-        if is_async(function):
 
-            async def placed(*args: Any, **kwargs: Any) -> Any:
-                if not places.take() and (why := await places.wait(timeout)):
-                    raise self._refusal(site, why)
-                began = clock()
-                try:
-                    result = await function(*args, **kwargs)
-                except TimeoutError:
-                    self._note(site, began, dropped=True)
-                    raise
-                else:
-                    self._note(site, began, dropped=False)
-                    return result
-                finally:
-                    places.give_back()
-
-            return placed
-
-        def placed_sync(*args: Any, **kwargs: Any) -> Any:
-            if not places.take() and (why := places.wait_sync(timeout)):
+        async def placed(*args: Any, **kwargs: Any) -> Any:
+            if not places.take() and (why := await places.wait(timeout)):
                 raise self._refusal(site, why)
             began = clock()
             try:
-                result = function(*args, **kwargs)
-                if hasattr(type(result), "__await__"):
-                    refuse_awaitable(result, self.title)
-            except TimeoutError:
-                self._note(site, began, dropped=True)
+                result = await function(*args, **kwargs)
+            except TimeoutError as error:
+                self._note_timeout(site, began, error)
                 raise
             else:
                 self._note(site, began, dropped=False)
@@ -161,7 +144,33 @@ class AdaptiveLimit(Policy):
             finally:
                 places.give_back()
 
-        return placed_sync
+        return placed
+
+    def _around_sync(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
+        places, timeout, clock = self._places, self.timeout, self._clock
+
+        def placed(*args: Any, **kwargs: Any) -> Any:
+            if not places.take() and (why := places.wait_sync(timeout)):
+                raise self._refusal(site, why)
+            began = clock()
+            try:
+                result = function(*args, **kwargs)
+                if hasattr(type(result), "__await__"):
+                    refuse_awaitable(result, self.title)
+            except TimeoutError as error:
+                self._note_timeout(site, began, error)
+                raise
+            else:
+                self._note(site, began, dropped=False)
+                return result
+            finally:
+                places.give_back()
+
+        return placed
+
+    def _note_timeout(self, site: Site, began: float, error: TimeoutError) -> None:
+        if not isinstance(error, RejectedError):  # a pool's timeout is one: the callee was not asked
+            self._note(site, began, dropped=True)
 
     def _note(self, site: Site, began: float, *, dropped: bool) -> None:
         now = self._clock()

@@ -8,7 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from resilience.errors import BulkheadFullError, ConfigurationError
+from resilience import ConnectionPool
+from resilience.errors import BulkheadFullError, ConfigurationError, PoolTimeoutError
 from resilience.events import BulkheadRejected, LimitChanged, capture
 from resilience.policies import AIMD, AdaptiveLimit, Gradient2, Timeout, Vegas
 from resilience.policies.limits import Sample
@@ -108,6 +109,13 @@ async def test_timeouts_shrink_it_and_it_stays_within_its_bounds() -> None:
     assert limit.limit == 12
 
 
+async def pool_timeout() -> PoolTimeoutError:
+    async with ConnectionPool(anyio.sleep_forever, clock=anyio.current_time) as pool:
+        with pytest.raises(PoolTimeoutError) as caught:
+            await pool.acquire(1.0)
+    return caught.value
+
+
 async def test_rejections_other_errors_and_cancellations_say_nothing() -> None:
     limit = adaptive(AIMD(), initial=10)
 
@@ -115,7 +123,7 @@ async def test_rejections_other_errors_and_cancellations_say_nothing() -> None:
         await anyio.sleep(0.1)
         raise error
 
-    for error in (BulkheadFullError("inner"), ValueError()):
+    for error in (BulkheadFullError("inner"), ValueError(), await pool_timeout()):
         for _ in range(100):
             with pytest.raises(type(error)):
                 await limit(fail)(error)
