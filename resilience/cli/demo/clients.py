@@ -11,6 +11,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from resilience.breaker import CircuitBreaker, CircuitBreakerConfig
 from resilience.errors import RejectedError
+from resilience.policies import Pipeline
 from resilience.pool import create_pool
 from resilience.windows import TimeWindow
 
@@ -25,9 +26,20 @@ if TYPE_CHECKING:
 
     from resilience.pool import ConnectionPool
 
-__all__ = ["BREAKER_NAME", "RATE", "SLOTS", "Client", "ErrorAnswer", "Limits", "connections", "naked", "protected"]
+__all__ = [
+    "BREAKER_NAME",
+    "RATE",
+    "SLOTS",
+    "Client",
+    "ErrorAnswer",
+    "Limits",
+    "connections",
+    "naked",
+    "protected",
+    "protection",
+]
 
-BREAKER_NAME = POOL_NAME = "demo service"
+BREAKER_NAME = POOL_NAME = PIPELINE_NAME = "demo service"
 RATE = 60
 """Requests a second, for each client."""
 SLOTS = 64
@@ -153,15 +165,19 @@ def connections(port: int, limits: Limits) -> ConnectionPool[ByteStream]:
     )
 
 
-def protected(limits: Limits, breaker: CircuitBreaker, pool: ConnectionPool[ByteStream]) -> Client:
-    """Give the client that keeps its calls behind a circuit breaker, each call short, and its connections in a pool."""
+def protection(limits: Limits, breaker: CircuitBreaker, pool: ConnectionPool[ByteStream]) -> Pipeline:
+    """Give what stands around the calls of the protected client, in the usual order."""
+    return Pipeline.standard(
+        name=PIPELINE_NAME, deadline=2 * limits.attempt, breaker=breaker, pool=pool, timeout=limits.attempt
+    )
+
+
+def protected(limits: Limits, pipeline: Pipeline) -> Client:
+    """Give the client whose calls go through a pipeline: short, behind a circuit breaker, on pooled connections."""
+    ask_it = pipeline(ask_on)
 
     async def call(number: int) -> None:
-        # The timeout stands inside the guard, so that running into it is a failure that the breaker sees.
-        async with breaker.guard():
-            with anyio.fail_after(limits.attempt):
-                async with pool.acquire() as stream:
-                    await ask_on(stream, number)
+        await ask_it(number)  # type: ignore[call-arg, arg-type]  # the pool adds the connection
 
     return Client("protected", call, limits.attempt)
 

@@ -14,7 +14,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from resilience.breaker import CircuitBreaker
 from resilience.events import CircuitStateChanged, subscribe
 
-from .clients import BREAKER_NAME, RATE, Client, Limits, connections, naked, protected
+from .clients import BREAKER_NAME, RATE, Client, Limits, connections, naked, protected, protection
 from .ledger import LAST, StateChange, duration
 from .script import Phase, Script
 
@@ -114,7 +114,8 @@ class Run:
         self.breaker = CircuitBreaker(BREAKER_NAME, self.limits.breaker_config())
         self.naked: Client = naked(service.port, self.limits)
         self.pool = connections(service.port, self.limits)
-        self.protected: Client = protected(self.limits, self.breaker, self.pool)
+        self.pipeline = protection(self.limits, self.breaker, self.pool)
+        self.protected: Client = protected(self.limits, self.pipeline)
         self.changes: list[StateChange] = []
         self.phase_starts: list[float] = []
         """When each phase began, in seconds since the load began: as the service told, not as the script says."""

@@ -70,6 +70,8 @@ class PlainView:
             limit.limit_told(run.shared),
         ):
             self._paragraph(paragraph)
+        for line in run.pipeline.explain().splitlines():
+            self._line(line)
         self._line()
         shared = run.shared is not None
         self._line(f"          naked               | protected{' | shared limit' if shared else '':>31}".rstrip())
