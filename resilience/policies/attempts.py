@@ -19,6 +19,7 @@ from .calls import current_call, new_call_id, seconds_left
 from .course import Course, Failed, Rules, Step
 from .discard import discard, discard_async
 from .policy import Site, refuse_awaitable
+from .unchanged import raise_unchanged
 
 _NOTE: Final = "resilience: "
 
@@ -198,7 +199,7 @@ class Attempts:
             return last.result
         try:
             _note(last.error, _NOTE + course.story(reason, self._rules.clock() - course.began))
-            raise last.error
+            raise_unchanged(last.error, last.error.__traceback__)
         finally:
             del last
 

@@ -1,57 +1,72 @@
-"""Results that are kept for a while, and computed once for all who want them at the same time."""
+"""Results that are used again for a while, and one computation for all who ask at the same time."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
+from contextvars import ContextVar
 from math import inf
 from types import TracebackType
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import anyio
+import anyio.lowlevel
 
 from resilience.checks import check_function, check_int, check_number, is_async
 from resilience.clock import Clock
 from resilience.deadline import seconds_left
-from resilience.errors import CallTimeoutError
-from resilience.events import CacheHit, emit
+from resilience.errors import CallTimeoutError, type_name
+from resilience.events import CacheHit, PolicyHookFailed, emit
 from resilience.forks import renew_locks_in_child
-from resilience.runs import caller_of_this_run
 
+from .entries import Entries, Entry
 from .policy import Policy, Site, refuse_awaitable
+from .unchanged import raise_unchanged
 
-Key: TypeAlias = tuple[object, Hashable]
-Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+Place: TypeAlias = tuple[Hashable, Hashable, Hashable]
+"""Where a computation goes on: the event loop (None for plain functions), the function, the key."""
 
-_NAMED: Final = object()  # between positional and named arguments in a key
-_WAITS, _LEADS, _LANDED = "waits", "leads", "landed"
+_leading: ContextVar[tuple[object, ...]] = ContextVar("resilience_leading", default=())
+"""The marks of the computations that the running code is part of: who waited for one of these would wait for ever."""
 
 
 class Cache(Policy):
-    """Keeps results for some seconds, the latest used so many, and lets one call compute what many want at once.
+    """Keeps results for a while, and lets callers who ask for the same at the same time share one computation.
 
-    Errors are not kept. While a result is computed, others who want the same wait for it, each with its own deadline
-    and its own cancellation; when the one who computes is cancelled, the next in line takes over. When it fails, all
-    who wait get that error: the same object, for it is one failure.
+        cache = Cache(60, max_size=1_000)
 
-    What a result is known by is the function and its arguments, so that functions can share a cache and its bound.
-    Those who share a result share the object: give out what nobody changes.
+        @cache
+        async def fetch(user_id: int) -> User: ...
+
+    All who get a result get the same object: it must be one that can be shared, not a stream. Errors are never kept.
+
+    A caller who finds its key being computed waits for that. Each keeps its own deadline and may be cancelled, which
+    harms nobody else: when the one who computes is cancelled, or exits, another takes over from the start. An error is
+    raised in all who wait for it: asked again by each, a dependency in trouble would get all the calls that coalescing
+    saved, one after the other. It is one object, each time with the traceback of where it came from and the caller's
+    own frames only, as with a future of asyncio. A call for a key from inside of its own computation computes anew.
 
     Args:
-        ttl: seconds for which a result is kept, > 0, from the moment it is there.
-        max_size: results, >= 1; the one that was used longest ago makes room.
-        key: function of the call's arguments; None takes the arguments themselves. Calls whose key is not hashable are
-            made as if there was no cache.
+        ttl: seconds >= 0 for which a result is used again, from its arrival on; `math.inf` until it is pushed out; 0
+            keeps nothing, and only lets callers share.
+        max_size: results kept, >= 1; the least recently used go first. The keys are kept with them, and so is what
+            they refer to: of a method, its object.
+        key: function of the call's arguments that gives the key; None takes the arguments themselves. Keys are
+            compared by ==, so that 1, 1.0 and True are one. A key that has no hash bypasses the cache, and so does a
+            call whose `key` function raises, which is told by `PolicyHookFailed`.
         clock: monotonic seconds.
         name: in events; None is the name of the pipeline, or of the function.
 
-    Raises:
-        ConfigurationError: a value out of its range.
-        CallTimeoutError: in sync code, from the function: a `Deadline` around it passed while another thread computed.
+    One cache may be around several functions, whose results are kept apart but count together. It may be used in
+    several threads and event loops: these share results; callers of an async function share a computation in one loop.
 
-    Cancellation: who waits stops waiting; who computes hands over.
+    Raises:
+        ConfigurationError: a value that makes no sense.
+        CallTimeoutError: in sync code: the `Deadline` around the caller passed while it waited for another's result.
+
+    Source: sharing is that of Go's singleflight, and `invalidate` its `Forget`.
     """
 
     kind: ClassVar[str] = "cache"
@@ -62,279 +77,277 @@ class Cache(Policy):
         ttl: float,
         *,
         max_size: int,
-        key: Callable[..., Any] | None = None,
+        key: Callable[..., Hashable] | None = None,
         clock: Clock = time.monotonic,
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        check_number("ttl", ttl, above=0)
+        if ttl != inf:
+            check_number("ttl", ttl, least=0)
         check_int("max_size", max_size)
         if key is not None:
             check_function("key", key)
         check_function("clock", clock)
         self.ttl = ttl
         self.max_size = max_size
-        self._make_key = key
+        self._key = key
         self._clock = clock
-        self._kept: OrderedDict[Key, tuple[float, Any]] = OrderedDict()
-        self._flights: dict[Key, _Flight] = {}
-        # Guards both tables. Reentrant: hashing and comparing keys runs code of users, which may use this cache.
+        self._entries = Entries(ttl, max_size)
+        self._flights: dict[Place, _Flight] = {}
+        # Guards both of these. No function of the user runs under it but the `__eq__` and `__hash__` of keys, which
+        # may well call a cached function: hence reentrant, as in functools.lru_cache.
         self._lock = threading.RLock()
         renew_locks_in_child(self)
 
     def renew_locks(self) -> None:
-        """Begin anew in a forked child: what is computed is the parent's."""
+        """Begin anew in a forked child: the threads that compute are the parent's. Results stay, if they are whole."""
+        if not self._lock.acquire(blocking=False):
+            self._entries = Entries(self.ttl, self.max_size)
         self._lock = threading.RLock()
         self._flights = {}
 
-    def __len__(self) -> int:
-        """Give how many results are kept, outdated ones that nobody has asked for included."""
-        return len(self._kept)
-
-    def __bool__(self) -> bool:
-        """An empty cache is a cache all the same."""
-        return True
-
     def __repr__(self) -> str:
-        return f"<Cache of {len(self)} of {self.max_size} results for {self.ttl:g} s>"
+        return f"<Cache of {len(self._entries)} of {self.max_size} results, for {self.ttl:g} s>"
 
-    def clear(self) -> None:
-        """Forget all results. What is computed at this moment is kept when it is there."""
-        with self._lock:
-            self._kept.clear()
-
-    def invalidate(self, *args: Any, **kwargs: Any) -> None:
-        """Forget what calls with these arguments gave, of all functions. It looks at all that is kept."""
-        key = self._key_of((args, kwargs))
-        with self._lock:
-            for known in [one for one in self._kept if one[1] == key]:
-                del self._kept[known]
-
-    def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
-        """Give a function that calls `function` for what is not known yet."""
-        return self._around_async(function, site) if is_async(function) else self._around_sync(function, site)
-
-    def _around_async(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
-        async def cached(*args: Any, **kwargs: Any) -> Any:
-            found = self._find(site, (args, kwargs))
-            if found is None:
-                return await function(*args, **kwargs)
-            if isinstance(found, _Hit):
-                return found.value
-            flight = self._board(found, anyio.get_current_task().id)
-            if flight is None:  # called by itself: to wait for that would take for ever
-                return await function(*args, **kwargs)
-            if flight.is_new or await flight.follow():
-                try:
-                    result = await function(*args, **kwargs)
-                except Exception as error:
-                    self._fail(flight, error)
-                    raise
-                except BaseException:
-                    self._hand_over(flight)
-                    raise
-                self._land(flight, result)
-                return result
-            return flight.outcome()
-
-        return cached
-
-    def _around_sync(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
-        def cached(*args: Any, **kwargs: Any) -> Any:
-            found = self._find(site, (args, kwargs))
-            if found is None:
-                return function(*args, **kwargs)
-            if isinstance(found, _Hit):
-                return found.value
-            flight = self._board(found, threading.get_ident())
-            if flight is None:
-                return function(*args, **kwargs)
-            if flight.is_new or flight.follow_sync():
-                try:
-                    result = function(*args, **kwargs)
-                    if hasattr(type(result), "__await__"):
-                        refuse_awaitable(result, self.title)
-                except Exception as error:
-                    self._fail(flight, error)
-                    raise
-                except BaseException:
-                    self._hand_over(flight)
-                    raise
-                self._land(flight, result)
-                return result
-            return flight.outcome()
-
-        return cached
-
-    # --- keys and results ---
-
-    def _find(self, site: Site, call: Arguments) -> _Hit | Key | None:
-        """Give the result that is kept, else the key under which it is to be computed; None without a usable key."""
-        key: Key = (site.origin, self._key_of(call))
+    def __len__(self) -> int:
+        """How many results are kept that are still good."""
         now = self._clock()
         with self._lock:
+            self._entries.sweep(now, len(self._entries))
+            return len(self._entries)
+
+    def __bool__(self) -> bool:
+        """True also when it is empty: it is a policy first."""
+        return True
+
+    def key_of(self, *args: Any, **kwargs: Any) -> Hashable:
+        """Give the key of a call with these arguments, for `invalidate`."""
+        if self._key is not None:
+            return self._key(*args, **kwargs)
+        return args, tuple(sorted(kwargs.items()))
+
+    def invalidate(self, key: Hashable) -> None:
+        """Forget what is kept for this key, of all functions.
+
+        What is being computed for it goes to those who wait already, and is not kept: who asks from now on, does not
+        get what may have been read before. Without a `key` function, `key_of` makes the key.
+        """
+        with self._lock:
+            self._entries.forget((key,))
+            for place in [place for place in self._flights if place[2] == (key,)]:
+                del self._flights[place]
+
+    def clear(self) -> None:
+        """Forget everything, as `invalidate` does one key."""
+        with self._lock:
+            self._entries = Entries(self.ttl, self.max_size)
+            self._flights = {}
+
+    def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
+        """Give a function that calls `function` when no result is kept, and nobody computes it."""
+        # In a pipeline `function` may be a wrapper that is new for each call; `origin` tells what is really called.
+        origin = site.origin
+        if not _has_hash(origin):
+            origin = object()
+        around = self._around_async if is_async(function) else self._around_sync
+        return around(function, origin, site)
+
+    def _around_async(self, function: Callable[..., Any], origin: Hashable, site: Site) -> Callable[..., Any]:
+        async def cached(*args: Any, **kwargs: Any) -> Any:
+            key = self._key_for(args, kwargs, site)
+            if key is None:
+                return await function(*args, **kwargs)
+            entry = self._find(origin, key, site)
+            if entry is not None:
+                return entry.value
+            place = (anyio.lowlevel.current_token().native_token, origin, key)
+            while True:
+                flight, role = self._board(place, anyio.Event)
+                if role == "insider":
+                    return await function(*args, **kwargs)
+                if role == "leader":
+                    with _Lead(self, flight, place):
+                        return flight.keep(await function(*args, **kwargs))
+                try:
+                    await flight.event.wait()
+                finally:
+                    outcome = self._leave(flight)
+                try:
+                    if outcome is not None:
+                        return outcome.get()
+                finally:
+                    del outcome  # its error holds this frame
+
+        return cached
+
+    def _around_sync(self, function: Callable[..., Any], origin: Hashable, site: Site) -> Callable[..., Any]:
+        def cached(*args: Any, **kwargs: Any) -> Any:
+            key = self._key_for(args, kwargs, site)
+            if key is None:
+                return self._call_sync(function, args, kwargs)
+            entry = self._find(origin, key, site)
+            if entry is not None:
+                return entry.value
+            place = (None, origin, key)
+            while True:
+                flight, role = self._board(place, threading.Event)
+                if role == "insider":
+                    return self._call_sync(function, args, kwargs)
+                if role == "leader":
+                    with _Lead(self, flight, place):
+                        return flight.keep(self._call_sync(function, args, kwargs))
+                try:
+                    _wait_sync(flight.event)
+                finally:
+                    outcome = self._leave(flight)
+                try:
+                    if outcome is not None:
+                        return outcome.get()
+                finally:
+                    del outcome  # as above
+
+        return cached
+
+    def _call_sync(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = function(*args, **kwargs)
+        refuse_awaitable(result, self.title)
+        return result
+
+    def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Hashable:
+        """Give the key in a tuple, as None may be one; None for a call that bypasses the cache."""
+        if self._key is None:
+            key: Hashable = (args, tuple(sorted(kwargs.items())) if kwargs else ())
+        else:
             try:
-                kept = self._kept.get(key)
-            except TypeError:  # not hashable
+                key = self._key(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - the user's function may raise anything
+                if PolicyHookFailed.sinks:
+                    emit(PolicyHookFailed(site.name, self._clock(), hook="key", error_type=type_name(error)))
                 return None
-            if kept is None or now >= kept[0]:
-                self._kept.pop(key, None)
-                return key
-            self._kept.move_to_end(key)
-        if CacheHit.sinks:
+        return (key,) if _has_hash(key) else None
+
+    # --- what is looked up and noted in one go, under the lock ---
+
+    def _find(self, origin: Hashable, key: Hashable, site: Site) -> Entry | None:
+        now = self._clock()
+        with self._lock:
+            entry = self._entries.get(origin, key, now)
+        if entry is not None and CacheHit.sinks:
             emit(CacheHit(site.name, now))
-        return _Hit(kept[1])
+        return entry
 
-    def _key_of(self, call: Arguments) -> Hashable:
-        args, kwargs = call
-        if self._make_key is not None:
-            key: Hashable = self._make_key(*args, **kwargs)
-            return key
-        return (*args, _NAMED, *sorted(kwargs.items())) if kwargs else args
-
-    def _keep(self, key: Key, result: Any) -> None:
-        self._kept[key] = (self._clock() + self.ttl, result)
-        self._kept.move_to_end(key)
-        while len(self._kept) > self.max_size:
-            self._kept.popitem(last=False)
-
-    # --- computing together ---
-
-    def _board(self, key: Key, who: int) -> _Seat | None:
+    def _board(self, place: Place, make_event: Callable[[], Any]) -> tuple[_Flight, _Role]:
+        """Join the computation at a place, or lead one. An insider is part of it, and must not wait for it."""
+        now = self._clock()
         with self._lock:
-            flight = self._flights.get(key)
+            flight = self._flights.get(place)
+            if flight is not None and flight.mark in _leading.get():
+                return flight, "insider"
             if flight is None:
-                flight = self._flights[key] = _Flight(key, who)
-                return _Seat(flight, self, is_new=True)
-            if flight.leader == who:
-                return None
-            return _Seat(flight, self, is_new=False, who=who)
+                flight = _Flight()
+                entry = self._entries.get(place[1], place[2], now)
+                if entry is None:
+                    self._flights[place] = flight
+                    return flight, "leader"
+                # It came from another thread since the caller looked.
+                flight.keep(entry.value)
+            if flight.event is None:
+                flight.event = make_event()
+                if flight.outcome is not None:
+                    flight.event.set()
+            flight.followers += 1
+            return flight, "follower"
 
-    def _land(self, seat: _Seat, result: Any) -> None:
+    def land(self, flight: _Flight, place: Place) -> None:
+        """End a computation: keep its result, and let those who wait go on."""
+        now = self._clock()
         with self._lock:
-            self._keep(seat.flight.key, result)
-            seat.flight.result = result
-            followers = self._end(seat.flight)
-        _wake(followers)
-
-    def _fail(self, seat: _Seat, error: Exception) -> None:
-        with self._lock:
-            seat.flight.error, seat.flight.traceback = error, error.__traceback__
-            followers = self._end(seat.flight)
-        _wake(followers)
-
-    def _end(self, flight: _Flight) -> list[_Seat]:
-        del self._flights[flight.key]
-        followers, flight.followers = list(flight.followers), OrderedDict()
-        for follower in followers:
-            follower.state = _LANDED
-        return followers
-
-    def _hand_over(self, seat: _Seat) -> None:
-        """Let the next in line compute; if nobody waits, whoever comes next."""
-        with self._lock:
-            flight = seat.flight
+            if self._flights.get(place) is flight:  # else it was invalidated
+                del self._flights[place]
+                if flight.outcome is not None and flight.outcome.error is None:
+                    self._entries.put(place[1], place[2], flight.outcome.value, now)
             if not flight.followers:
-                del self._flights[flight.key]
-                return
-            follower, _ = flight.followers.popitem(last=False)
-            follower.state, flight.leader = _LEADS, follower.who
-        _wake([follower])
+                flight.outcome = None
+            event = flight.event
+        if event is not None:
+            event.set()
 
-    def _leave(self, seat: _Seat) -> bool:
-        """Stop waiting; who was to take over hands over. False if there is nothing to wait for any more."""
+    def _leave(self, flight: _Flight) -> _Outcome | None:
+        """Take what came of a computation: None if nothing did. The last one turns out the light."""
         with self._lock:
-            state = seat.state
-            seat.flight.followers.pop(seat, None)
-        if state == _LEADS:
-            self._hand_over(seat)
-        return state != _LANDED
+            flight.followers -= 1
+            outcome = flight.outcome
+            if not flight.followers and flight.event.is_set():
+                flight.outcome = None
+        return outcome
 
 
-class _Hit:
-    """A result that was kept."""
+_Role: TypeAlias = Literal["insider", "leader", "follower"]
 
-    __slots__ = ("value",)
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+class _Outcome(NamedTuple):
+    """What a computation gave, or the error that it ended with."""
+
+    value: Any
+    error: Exception | None = None
+    traceback: TracebackType | None = None
+
+    def get(self) -> Any:
+        if self.error is None:
+            return self.value
+        try:
+            raise_unchanged(self.error, self.traceback)
+        finally:
+            del self  # the error holds this frame
 
 
 class _Flight:
-    """A computation under way, and who waits for it. Changed under the cache's lock."""
+    """One computation. `outcome` is None while it goes on, and for good if it was given up."""
 
-    __slots__ = ("error", "followers", "key", "leader", "result", "traceback")
+    __slots__ = ("event", "followers", "mark", "outcome")
 
-    def __init__(self, key: Key, leader: int) -> None:
-        self.key = key
-        self.leader = leader
-        self.followers: OrderedDict[_Seat, None] = OrderedDict()
-        self.result: Any = None
-        self.error: Exception | None = None
-        self.traceback: TracebackType | None = None
+    def __init__(self) -> None:
+        self.mark = object()  # stands for it in contexts, which may live long: they must not keep results alive
+        self.event: Any = None
+        self.followers = 0
+        self.outcome: _Outcome | None = None
+
+    def keep(self, value: Any) -> Any:
+        """Note the result, and give it."""
+        self.outcome = _Outcome(value)
+        return value
 
 
-class _Seat:
-    """One caller in a flight: the one who computes, or one who waits."""
+class _Lead:
+    """Stands around the code that computes; whatever happens in there, nobody waits for ever."""
 
-    __slots__ = ("_cache", "flight", "is_new", "state", "wake", "who")
+    __slots__ = ("_cache", "_flight", "_place", "_token")
 
-    def __init__(self, flight: _Flight, cache: Cache, *, is_new: bool, who: int = 0) -> None:
-        self.flight = flight
-        self.is_new = is_new
-        self.who = who
-        self.state = _LEADS if is_new else _WAITS
-        self.wake: Callable[[], object] = _nothing
+    def __init__(self, cache: Cache, flight: _Flight, place: Place) -> None:
         self._cache = cache
-        if not is_new:
-            flight.followers[self] = None
+        self._flight = flight
+        self._place = place
 
-    async def follow(self) -> bool:
-        """Wait for the result; True if it is to be computed here."""
-        event, call = anyio.Event(), caller_of_this_run()
-        self.wake = lambda: call(event.set)
-        try:
-            # Between taking the seat and now nobody could wake it: look first.
-            while self.state is _WAITS:
-                await event.wait()
-        except BaseException:
-            self._cache._leave(self)  # noqa: SLF001 - a part of the cache
-            raise
-        return self.state is _LEADS
+    def __enter__(self) -> None:
+        self._token = _leading.set((*_leading.get(), self._flight.mark))
 
-    def follow_sync(self) -> bool:
-        """Do the same in sync code."""
-        event, longest = threading.Event(), seconds_left()
-        self.wake = event.set
-        try:
-            while self.state is _WAITS:
-                if not event.wait(None if longest == inf else max(0.0, longest)):
-                    break
-        except BaseException:
-            self._cache._leave(self)  # noqa: SLF001 - as above
-            raise
-        if self.state is _WAITS and self._cache._leave(self):  # noqa: SLF001 - as above
-            raise CallTimeoutError("total", longest)
-        return self.state is _LEADS
-
-    def outcome(self) -> Any:
-        """Give what the leader got, or raise what it raised, with the leader's traceback each time.
-
-        Otherwise the traceback would grow with each who raises it.
-        """
-        flight = self.flight
-        if flight.error is None:
-            return flight.result
-        raise flight.error.with_traceback(flight.traceback)
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            self._flight.outcome = _Outcome(None, error, traceback)
+        with suppress(ValueError):  # in a context of somebody else's: the garbage collector closes coroutines there
+            _leading.reset(self._token)
+        self._cache.land(self._flight, self._place)
 
 
-def _wake(followers: list[_Seat]) -> None:
-    for follower in followers:
-        try:
-            follower.wake()
-        except RuntimeError:  # its event loop is over
-            follower._cache._leave(follower)  # noqa: SLF001 - a part of the cache
+def _wait_sync(event: threading.Event) -> None:
+    seconds = seconds_left()
+    if not event.wait(None if seconds == inf else min(max(seconds, 0.0), threading.TIMEOUT_MAX)):
+        raise CallTimeoutError("total", max(seconds, 0.0))
 
 
-def _nothing() -> None:
-    """Wake nobody: the follower has not begun to wait, and will look first."""
+def _has_hash(value: object) -> bool:
+    try:
+        hash(value)
+    except Exception:  # noqa: BLE001 - a type of the user's may raise anything
+        return False
+    return True

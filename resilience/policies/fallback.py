@@ -1,10 +1,10 @@
-"""An answer in any case: a value or a function that stands in for a callee that failed."""
+"""An answer instead of an error: a value, or a function that finds one."""
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from resilience.checks import check_function, is_async, is_exception_types, shown
@@ -12,32 +12,38 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError, type_name
 from resilience.events import FallbackUsed, PolicyHookFailed, emit
 
+from .course import leaves
 from .discard import discard, discard_async
-from .policy import Policy, Site, refuse_awaitable
+from .policy import Policy, Site, operation_name, refuse_awaitable
 
 
 class Fallback(Policy):
-    """Answers instead of a callee that failed, was refused, or gave a result that is not wanted.
+    """Answers instead of a callee that failed.
 
-    It stands outermost: it must see the final outcome. Our own rejections count as failures here, for an open circuit
-    is what fallbacks are for; cancellations never do.
+        @Fallback(lambda error: read_from_disk())
+        async def read() -> bytes: ...
 
-        @Fallback(lambda error: cached_prices())
-        async def prices() -> list[Price]: ...
+    It belongs outside of everything else: inside a retry it would hide every failure. Rejections of our own policies
+    (an open circuit, a full bulkhead) are covered as any error is; cancellations, KeyboardInterrupt and SystemExit
+    never.
 
     Args:
-        value_or_callable: a value; or a function that gives it, called with the error (None for an unwanted result) if
-            it takes an argument. Async functions are for async callees.
-        on: errors that it answers: a type, a tuple of types, or a predicate. Default Exception.
-        on_result: predicate(result): True is answered as a failure is. The result is closed by its `aclose` or `close`.
+        value_or_callable: the answer itself, the same object for all callers; or a function that gives it, called with
+            the error, or without if it takes no argument. Async functions are for async callees.
+        on: errors that are covered: a type, a tuple of types, or a predicate. A group of errors is covered if each of
+            its errors is. Default Exception.
+        on_result: predicate(result): True has the fallback answer instead; its function gets None then. The result
+            is closed by its `aclose` or `close`, once, before the fallback is asked.
         clock: monotonic seconds, for the times that are told.
         name: in events; None is the name of the pipeline, or of the function.
 
     Raises:
-        ConfigurationError: a value that makes no sense; an async function around a plain callee.
+        ConfigurationError: a value that makes no sense.
 
-    Cancellation: passes through; nothing answers it. What the function itself raises goes to the caller, with the
-    callee's error as its context.
+    What the fallback's own function raises goes out, with the callee's error as its `__context__`. When a predicate
+    raises, the callee's error or result goes out unchanged, and `PolicyHookFailed` is told.
+
+    Cancellation: passes through at once, also from the fallback's function.
     """
 
     kind: ClassVar[str] = "fallback"
@@ -53,109 +59,170 @@ class Fallback(Policy):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        if is_exception_types(on):
-            if on == ():
-                raise ConfigurationError("on must name at least one error, got ()")
-        else:
-            check_function("on", on)
+        _check_on(on)
         if on_result is not None:
             check_function("on_result", on_result)
         check_function("clock", clock)
+        self._answer = _answering(value_or_callable)
+        self._is_async = callable(value_or_callable) and is_async(value_or_callable)
         self.on = on
         self._on_result = on_result
         self._clock = clock
-        self._answer = value_or_callable
-        self._is_function = callable(value_or_callable)
-        self._is_async = self._is_function and is_async(value_or_callable)
-        self._takes_error = self._is_function and _takes_an_argument(value_or_callable)
+        # Of a value the type only: an answer may be nobody else's business.
+        value = value_or_callable
+        self._told = operation_name(value) if callable(value) else type(value).__name__
 
     def __repr__(self) -> str:
-        return "<Fallback>"  # never its value, which may be somebody's data
+        return f"<Fallback to {self._told}>"
 
     def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
-        """Give a function that has an answer in any case.
+        """Give a function that calls `function`, and answers where it fails.
 
         Raises:
-            ConfigurationError: an async answer for a plain function.
+            ConfigurationError: the fallback is async, and the function is not.
         """
         if is_async(function):
             return self._around_async(function, site)
         if self._is_async:
-            raise ConfigurationError(f"value_or_callable must be no async function, for {site.name} is a plain one")
+            raise ConfigurationError(
+                f"value_or_callable must be a plain function as {site.name} is, got the async {self._told}"
+            )
         return self._around_sync(function, site)
 
-    def _around_async(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
-        async def covered(*args: Any, **kwargs: Any) -> Any:
+    def _around_async(self, function: Callable[..., Any], site: Site) -> Callable[..., Awaitable[Any]]:
+        answer = self._answer
+
+        async def answered(*args: Any, **kwargs: Any) -> Any:
             try:
                 result = await function(*args, **kwargs)
             except Exception as error:
-                if not self._answers(error, site):
+                if not self._is_covered(error, site):
                     raise
-                return await self._give(error, site)
+                # In here, so that an error of the fallback has this one as its context.
+                instead = answer(error)
+                if inspect.isawaitable(instead):  # a lambda around an async function is one, too
+                    instead = await instead
+                self._tell(type_name(error), site)
+                return instead
             if self._on_result is None or not self._is_unwanted(result, site):
                 return result
             await discard_async(result)
-            return await self._give(None, site)
+            del result
+            instead = answer(None)
+            if inspect.isawaitable(instead):
+                instead = await instead
+            self._tell(None, site)
+            return instead
 
-        return covered
+        return answered
 
     def _around_sync(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
-        def covered(*args: Any, **kwargs: Any) -> Any:
+        def answered(*args: Any, **kwargs: Any) -> Any:
             try:
                 result = function(*args, **kwargs)
             except Exception as error:
-                if not self._answers(error, site):
+                if not self._is_covered(error, site):
                     raise
-                return self._give_sync(error, site)
-            if hasattr(type(result), "__await__"):
-                refuse_awaitable(result, self.title)
+                instead = self._answer_sync(error)
+                self._tell(type_name(error), site)
+                return instead
+            refuse_awaitable(result, self.title)
             if self._on_result is None or not self._is_unwanted(result, site):
                 return result
             discard(result)
-            return self._give_sync(None, site)
+            del result
+            instead = self._answer_sync(None)
+            self._tell(None, site)
+            return instead
 
-        return covered
+        return answered
 
-    async def _give(self, error: Exception | None, site: Site) -> Any:
-        answer = self._give_sync(error, site)
-        return await answer if self._is_async else answer
+    def _answer_sync(self, error: Exception | None) -> Any:
+        answer = self._answer(error)
+        refuse_awaitable(answer, self.title)
+        return answer
 
-    def _give_sync(self, error: Exception | None, site: Site) -> Any:
-        if FallbackUsed.sinks:
-            emit(FallbackUsed(site.name, self._clock(), error_type=None if error is None else type_name(error)))
-        if not self._is_function:
-            return self._answer
-        return self._answer(error) if self._takes_error else self._answer()
-
-    def _answers(self, error: Exception, site: Site) -> bool:
-        if isinstance(self.on, type | tuple):
-            return isinstance(error, self.on)
-        return self._asked("on", self.on, error, site)
-
-    def _is_unwanted(self, result: object, site: Site) -> bool:
-        return self._on_result is not None and self._asked("on_result", self._on_result, result, site)
-
-    def _asked(self, hook: str, predicate: Callable[[Any], bool], what: object, site: Site) -> bool:
-        """Ask a predicate of the user; one that raises says no: the callee's own end goes to the caller."""
+    def _is_covered(self, error: Exception, site: Site) -> bool:
         try:
-            return bool(predicate(what))
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
-            if PolicyHookFailed.sinks:
-                emit(PolicyHookFailed(site.name, self._clock(), hook=hook, error_type=type_name(error)))
+            if isinstance(error, ExceptionGroup) and not self._names_type_of(error):
+                return all(self._covers(leaf) for leaf in leaves(error))
+            return self._covers(error)
+        except Exception as failure:  # noqa: BLE001 - the callee's own error must arrive, whatever this one is
+            self._tell_hook("on", failure, site)
             return False
 
+    def _covers(self, error: BaseException) -> bool:
+        return self._names_type_of(error) or (not isinstance(self.on, type | tuple) and bool(self.on(error)))
 
-def _takes_an_argument(function: Callable[..., Any]) -> bool:
+    def _names_type_of(self, error: BaseException) -> bool:
+        return isinstance(self.on, type | tuple) and isinstance(error, self.on)
+
+    def _is_unwanted(self, result: object, site: Site) -> bool:
+        try:
+            return bool(self._on_result is not None and self._on_result(result))
+        except Exception as failure:  # noqa: BLE001 - as above: the result is kept
+            self._tell_hook("on_result", failure, site)
+            return False
+
+    def _tell(self, error_type: str | None, site: Site) -> None:
+        if FallbackUsed.sinks:
+            emit(FallbackUsed(site.name, self._clock(), error_type=error_type))
+
+    def _tell_hook(self, hook: str, failure: Exception, site: Site) -> None:
+        if PolicyHookFailed.sinks:
+            emit(PolicyHookFailed(site.name, self._clock(), hook=hook, error_type=type_name(failure)))
+
+
+def _check_on(on: object) -> None:
+    if not is_exception_types(on):
+        check_function("on", on)
+        return
+    if on == ():
+        raise ConfigurationError("on must name at least one error, got ()")
+    for kind in on if isinstance(on, tuple) else (on,):
+        if not issubclass(kind, Exception):
+            raise ConfigurationError(
+                f"on must name subclasses of Exception, got {shown(kind)}: cancellations and exits always pass"
+            )
+
+
+def _answering(value: Any) -> Callable[[Any], Any]:
+    """Give a function of the error that gives the answer, or what is awaited for it.
+
+    Raises:
+        ConfigurationError: what can be no answer.
+    """
+    if isinstance(value, BaseException) or (isinstance(value, type) and issubclass(value, BaseException)):
+        raise ConfigurationError(
+            f"value_or_callable must be an answer, got the error {shown(value)}: to raise it, pass a function that does"
+        )
+    if not callable(value):
+        if inspect.isawaitable(value):
+            if inspect.iscoroutine(value):
+                value.close()
+            raise ConfigurationError(
+                f"value_or_callable must not be an awaitable, which gives one answer only, got {shown(value)}: pass "
+                "the async function itself"
+            )
+        return lambda _: value
+    if isinstance(value, type):  # `list` could take the error, but what is meant is an empty list
+        return (lambda _: value()) if _accepts(value) else value
+    if not is_async(value):
+        check_function("value_or_callable", value)
+    if _accepts(value, None):
+        return value  # type: ignore[no-any-return]  # its type is the user's
+    if _accepts(value):
+        return lambda _: value()
+    raise ConfigurationError(f"value_or_callable must take the error, or nothing, got {shown(value)}")
+
+
+def _accepts(function: Callable[..., Any], *args: object) -> bool:
     try:
-        inspect.signature(function).bind(None)
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some written in C tell nothing
+        return True
+    try:
+        signature.bind(*args)
     except TypeError:
-        pass
-    except ValueError:  # some functions in C have no signature; most of these take none, as `list` and `dict`
         return False
-    else:
-        return not isinstance(function, type)  # `dict` and `list` make something empty
-    try:
-        inspect.signature(function).bind()
-    except TypeError:
-        raise ConfigurationError(f"value_or_callable must take the error or nothing, got {shown(function)}") from None
-    return False
+    return True

@@ -6,7 +6,18 @@ import anyio
 import pytest
 
 from resilience.breaker import CircuitBreaker
-from resilience.cli.demo.clients import SLOTS, Client, ErrorAnswer, Limits, ask, connections, explain, naked, protected
+from resilience.cli.demo.clients import (
+    SLOTS,
+    Client,
+    ErrorAnswer,
+    Limits,
+    ask,
+    connections,
+    explain,
+    naked,
+    protected,
+    protection,
+)
 from resilience.cli.demo.ledger import Outcome
 from resilience.errors import CircuitOpenError
 
@@ -93,7 +104,7 @@ async def test_a_silent_service_is_a_timeout_for_both_clients_and_a_failure_to_t
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, ignore)
             async with connections(port, limits) as pool, anyio.create_task_group() as calls:
-                clients = naked(port, limits), protected(limits, breaker, pool)
+                clients = naked(port, limits), protected(limits, protection(limits, breaker, pool))
                 for client in clients:
                     client.send(calls, 0, phase=0, intended=0.0, began=time.monotonic())
             tasks.cancel_scope.cancel()
@@ -115,7 +126,7 @@ async def test_the_protected_client_keeps_its_connections_and_hears_of_a_closed_
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         async with connections(port, limits) as pool:
-            client = protected(limits, breaker, pool)
+            client = protected(limits, protection(limits, breaker, pool))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(listener.serve, answer)
                 for number in range(5):

@@ -61,6 +61,12 @@ async def test_only_the_scope_that_fired_tells() -> None:
     assert (caught.value.scope, [event.scope for event in told]) == ("total", ["total"])
 
 
+async def test_of_two_that_end_at_the_same_moment_the_outer_one_tells() -> None:
+    with capture(TimedOut) as told, pytest.raises(CallTimeoutError) as caught:
+        await Deadline(0.5)(Timeout(0.5)(sleep))(2)
+    assert (caught.value.scope, [event.scope for event in told]) == ("total", ["total"])
+
+
 async def test_a_nearer_deadline_of_the_caller_is_the_caller_s() -> None:
     with capture(TimedOut) as told:
         with pytest.raises(TimeoutError) as caught, anyio.fail_after(0.05):
