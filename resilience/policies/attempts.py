@@ -15,6 +15,7 @@ from resilience import deadline
 from resilience.errors import RejectedError, type_name
 from resilience.events import AttemptFailed, PolicyHookFailed, RetryStopped, RetrySuppressed, emit
 
+from .budget import enter, leave
 from .calls import current_call, new_call_id, seconds_left
 from .course import Course, Failed, Rules, Step
 from .discard import discard, discard_async
@@ -60,11 +61,11 @@ class Attempts:
             return retried
 
         async def budgeted(*args: Any, **kwargs: Any) -> Any:
-            budget.begin_call()
+            token = enter(budget)
             try:
                 return await retried(*args, **kwargs)
             finally:
-                budget.end_call()
+                leave(budget, token)
 
         return budgeted
 
@@ -95,11 +96,11 @@ class Attempts:
             return retried
 
         def budgeted(*args: Any, **kwargs: Any) -> Any:
-            budget.begin_call()
+            token = enter(budget)
             try:
                 return retried(*args, **kwargs)
             finally:
-                budget.end_call()
+                leave(budget, token)
 
         return budgeted
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import threading
 
+from contextvars import ContextVar, Token
+from typing import TypeAlias
+
 from resilience.checks import check_int, check_number
 from resilience.forks import renew_locks_in_child
+
+_Counted: TypeAlias = "tuple[RetryBudget, ...]"
+
+_counted: ContextVar[_Counted] = ContextVar("resilience_counted", default=())
+"""The budgets that count the call under way: a retry and a hedge inside of it that share one are one call."""
 
 
 class RetryBudget:
@@ -78,3 +86,19 @@ class RetryBudget:
     def _most(self) -> int:
         # 25 calls at 0.2 are 5.000000000000001 elsewhere: rounding must not cost one.
         return max(self.floor, int(self.ratio * self._calls + 1e-9))
+
+
+def enter(budget: RetryBudget) -> Token[_Counted] | None:
+    """Count a call, unless a policy around it has done so; `leave` must follow."""
+    around = _counted.get()
+    if any(one is budget for one in around):
+        return None
+    budget.begin_call()
+    return _counted.set((*around, budget))
+
+
+def leave(budget: RetryBudget, token: Token[_Counted] | None) -> None:
+    """End what `enter` has begun."""
+    if token is not None:
+        _counted.reset(token)
+        budget.end_call()

@@ -17,7 +17,7 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError
 from resilience.forks import renew_locks_in_child
 
-from .budget import RetryBudget
+from .budget import RetryBudget, enter, leave
 from .policy import Policy, Site
 from .race import Attempts, race, take_turns
 from .writes import refuse_write
@@ -145,11 +145,11 @@ class Hedge(Policy):
             return hedged
 
         async def budgeted(*args: Any, **kwargs: Any) -> Any:
-            budget.begin_call()
+            token = enter(budget)
             try:
                 return await hedged(*args, **kwargs)
             finally:
-                budget.end_call()
+                leave(budget, token)
 
         return budgeted
 

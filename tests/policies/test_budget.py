@@ -12,7 +12,7 @@ import pytest
 
 from resilience.errors import ConfigurationError
 from resilience.events import RetryStopped, RetrySuppressed, capture
-from resilience.policies import Retry, RetryBudget
+from resilience.policies import Hedge, Pipeline, Retry, RetryBudget
 
 pytestmark = pytest.mark.anyio
 
@@ -88,6 +88,23 @@ async def test_a_cancelled_pause_gives_its_right_back() -> None:
         await anyio.sleep(1)
         assert (budget.calls, budget.extra) == (1, 1)
         group.cancel_scope.cancel()
+    assert (budget.calls, budget.extra) == (0, 0)
+
+
+async def test_a_call_counts_once_though_its_retry_and_its_hedge_share_the_budget() -> None:
+    budget = RetryBudget(ratio=1, floor=0)
+    seen: list[tuple[int, int]] = []
+
+    async def slow() -> None:
+        await anyio.sleep(1.5)
+        seen.append((budget.calls, budget.extra))
+        raise ConnectionError
+
+    hedge = Hedge(1.0, idempotent=True, budget=budget, clock=anyio.current_time)
+    with pytest.raises(ConnectionError):
+        await Pipeline(Retry(2, wait=0, budget=budget, clock=anyio.current_time), hedge).call(slow)
+    # The first attempt and its hedge; then a retry, which has the right to be, and gets no hedge beside it.
+    assert seen == [(1, 1), (1, 1), (1, 1)]
     assert (budget.calls, budget.extra) == (0, 0)
 
 
