@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-
 from contextvars import ContextVar, Token
 from typing import TypeAlias
 

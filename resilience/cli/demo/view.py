@@ -71,7 +71,7 @@ class PlainView:
         ):
             self._paragraph(paragraph)
         for line in run.pipeline.explain().splitlines():
-            self._line(line)
+            self._paragraph(line, indent=5)
         self._line()
         shared = run.shared is not None
         self._line(f"          naked               | protected{' | shared limit' if shared else '':>31}".rstrip())
