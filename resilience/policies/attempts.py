@@ -207,10 +207,8 @@ class Attempts:
     def _tell_failure(self, course: Course, error: BaseException | None, step: Step, remaining: float) -> None:
         if isinstance(error, RejectedError):
             return  # the callee was not asked, and who refused has told it
-        call = current_call.get()
-        if call is not None:
-            call.attempts = course.asked
         if AttemptFailed.sinks:
+            call = current_call.get()
             now = self._rules.clock()
             emit(
                 AttemptFailed(
@@ -227,13 +225,12 @@ class Attempts:
             )
 
     def _tell_end(self, course: Course, reason: str) -> None:
-        succeeded = reason == "success"  # in an attempt of which the course knows nothing
         call = current_call.get()
         if call is not None:
-            call.attempts = course.asked + succeeded
             call.stop_reason = reason
         if RetryStopped.sinks:
-            attempts = course.attempt + succeeded
+            # The course knows nothing of the attempt that succeeded.
+            attempts = course.attempt + (reason == "success")
             emit(RetryStopped(self._site.name, self._rules.clock(), stop_reason=reason, attempts=attempts))
 
     def _tell_hook(self, hook: str, error: BaseException) -> None:

@@ -30,16 +30,14 @@ class Call:
 
     Attributes:
         memory: keeps its events.
-        attempts: how often the callee was called; None while nobody counts, which is once if it was called at all.
         stop_reason: why no further attempt was made, None while nobody decided.
     """
 
-    __slots__ = ("_id", "attempts", "memory", "stop_reason")
+    __slots__ = ("_id", "memory", "stop_reason")
 
     def __init__(self, memory: Remembers | None = None) -> None:
         self._id = ""  # most calls go well, and nobody asks for their names
         self.memory = memory
-        self.attempts: int | None = None
         self.stop_reason: str | None = None
 
     @property

@@ -94,7 +94,6 @@ class Course:
     ) -> None:
         self.began = began
         self.attempt = 0  # how many were made, refused ones included
-        self.asked = 0  # of those, how many reached the callee
         self._rules = rules
         self._function = function
         self._hook_failed = hook_failed
@@ -115,7 +114,6 @@ class Course:
         error = None if failed.error is None else single_leaf(failed.error)
         if isinstance(error, RejectedError) and not self._is_named(error):
             return self._after_rejection(stop_reason_of(error), error.retry_after, remaining)
-        self.asked += 1
         state = self._state(Failed(error, failed.result), now)
         if error is not None and not self._is_wanted(error, state):
             return Step(None, "not_retryable")

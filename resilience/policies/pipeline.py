@@ -134,7 +134,6 @@ class Pipeline(Policy):
         Raises:
             ConfigurationError: one of the policies cannot stand around it.
         """
-        check_order((*self._policies, *site.inner))
         mount = _Mount(function, Site(self.name or site.name, site.origin, site.inner))
         mount.inner = mount.built(self._policies)
         self._mounts.add(mount)

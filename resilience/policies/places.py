@@ -65,9 +65,9 @@ class Places:
         return self.taken >= self.limit and len(self._line) >= self.most_waiting
 
     def take(self) -> bool:
-        """Take a place if one is free and nobody waits for it; `give_back` must follow then."""
+        """Take a place if one is free; `give_back` must follow then. While one is free nobody waits."""
         with self._lock:
-            if self.taken >= self.limit or self._line:
+            if self.taken >= self.limit:
                 return False
             self.taken += 1
             return True
@@ -132,7 +132,7 @@ class Places:
 
     def _enter(self, waiter: _Waiter) -> bool:
         with self._lock:
-            if self.taken < self.limit and not self._line:  # it became free just now
+            if self.taken < self.limit:  # it became free just now
                 self.taken += 1
                 waiter.served = True
                 return True

@@ -40,6 +40,7 @@ from resilience.policies import (
     Timeout,
     writes,
 )
+from resilience.policies.policy import Site
 from resilience.testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -200,6 +201,18 @@ async def test_who_waits_for_admission_is_let_in_by_the_breaker() -> None:
     assert await Pipeline(retry(5, wait_for_admission=3.0), circuit).call(callee) == "done"
     assert 2.0 <= anyio.current_time() - began <= 2.0 * 1.1 + 0.2
     assert callee.calls == 4
+
+
+async def test_a_bulkhead_that_is_full_at_the_moment_ends_no_retry() -> None:
+    bulkhead, callee = Bulkhead(1), Callee(failures=1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(bulkhead(anyio.sleep), 0.5)
+        await anyio.sleep(0.1)
+        assert not bulkhead.admission().allowed
+        # As if somebody else had got the place while the first attempt failed: after the pause it is free again.
+        inside = Site("search", callee, (bulkhead,))
+        assert await retry(3, wait=1.0).around(callee.__call__, inside)() == "done"
+    assert callee.calls == 2
 
 
 async def test_stacked_decorators_know_of_each_other_as_well() -> None:
@@ -516,6 +529,20 @@ def test_policies_that_one_of_its_functions_cannot_have_change_nothing() -> None
     with pytest.raises(ConfigurationError, match="a timeout needs an async function"):
         pipeline.reload(Timeout(0.5))
     assert plain() == "done"
+    assert [policy.kind for policy in pipeline.policies] == ["deadline"]
+
+
+def test_policies_that_do_not_fit_what_stands_inside_change_nothing() -> None:
+    pipeline = Pipeline(Deadline(1.0), name="search")
+
+    @pipeline
+    @Fallback("owls")
+    def search() -> str:
+        return "done"
+
+    with pytest.raises(ConfigurationError, match="the fallback would answer each failure"):
+        pipeline.reload(Retry(3))
+    assert search() == "done"
     assert [policy.kind for policy in pipeline.policies] == ["deadline"]
 
 

@@ -36,8 +36,8 @@ def test_what_is_installed_says_the_same() -> None:
 
 def test_ci_reads_the_oldest_version_from_the_same_place() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    (line,) = (line for line in script.splitlines() if line.startswith("oldest="))
-    told = subprocess.run(["bash", "-c", f"{line}; echo $oldest"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = (line for line in script.splitlines() if line.startswith("oldest() "))
+    told = subprocess.run(["bash", "-c", f"{line}; oldest redis"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == lowest()
 
 

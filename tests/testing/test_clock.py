@@ -201,7 +201,7 @@ def test_ten_long_sleeps_take_no_real_time_and_wake_in_order(backend: Backend) -
 
 
 @both
-def test_ten_minutes_of_traffic_on_a_pool_of_24(backend: Backend) -> None:
+def test_a_minute_of_traffic_on_a_pool_of_24(backend: Backend) -> None:
     """100 calls a second, each holding one of 24 places for 0.25 s: 96 a second can be served."""
     clock = VirtualClock()
     responses: list[float] = []
@@ -214,17 +214,17 @@ def test_ten_minutes_of_traffic_on_a_pool_of_24(backend: Backend) -> None:
     async def main() -> None:
         places = anyio.Semaphore(24)
         async with anyio.create_task_group() as calls:
-            for number in range(60_000):
+            for number in range(6_000):
                 await anyio.sleep_until(number / 100)
                 calls.start_soon(call, places, number / 100)
 
     with real_time_below(30):
         clock.run(main, backend=backend)
-    assert len(responses) == 60_000
+    assert len(responses) == 6_000
     assert min(responses) == pytest.approx(0.25)
-    assert statistics.median(responses) == pytest.approx(12.75, abs=0.01)
-    assert max(responses) == pytest.approx(25.24, abs=0.001)
-    assert clock() == pytest.approx(625.23)
+    assert statistics.median(responses) == pytest.approx(1.5, abs=0.01)
+    assert max(responses) == pytest.approx(2.74, abs=0.001)
+    assert clock() == pytest.approx(62.73)
 
 
 @both
