@@ -8,23 +8,22 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any, ClassVar, Final
 
-from resilience.checks import check_function, check_int, check_number, is_async, shown
+from resilience.checks import check_int, check_number, is_async, shown
 from resilience.clock import Clock
-from resilience.errors import BulkheadFullError, ConfigurationError, RejectedError
-from resilience.events import BulkheadRejected, LimitChanged, emit
+from resilience.errors import ConfigurationError, RejectedError
+from resilience.events import LimitChanged, emit
 from resilience.forks import renew_locks_in_child
-from resilience.stack import ADMITTED, Admission
 
+from .bulkhead import Line
 from .limits import Algorithm, Sample, Vegas
-from .places import Places
-from .policy import Policy, Site, refuse_awaitable
+from .policy import Site, refuse_awaitable
 
 _ENOUGH: Final = 50  # calls for a sample
 _FEWEST: Final = 5  # calls, after the longest stretch
 _QUANTILE: Final = 0.9
 
 
-class AdaptiveLimit(Policy):
+class AdaptiveLimit(Line):
     """Lets as many calls in at once as the dependency can take, which it learns from how long they take.
 
     What calls tell is gathered over a stretch of time, never judged one by one: at least `window` seconds and 50 calls,
@@ -50,8 +49,8 @@ class AdaptiveLimit(Policy):
     Cancellation: as with `Bulkhead`.
     """
 
-    kind: ClassVar[str] = "bulkhead"
     title: ClassVar[str] = "an adaptive limit"
+    refused_by: ClassVar[str] = "adaptive_limit"
 
     def __init__(
         self,
@@ -66,26 +65,17 @@ class AdaptiveLimit(Policy):
         clock: Clock = time.monotonic,
         name: str | None = None,
     ) -> None:
-        super().__init__(name)
         if isinstance(algorithm, type) or not callable(getattr(algorithm, "estimator", None)):
             raise ConfigurationError(f"algorithm must be Vegas(), Gradient2() or AIMD(), got {shown(algorithm)}")
         check_int("min_limit", min_limit)
         check_int("max_limit", max_limit, least=min_limit)
         check_int("initial", initial, least=min_limit, most=max_limit)
         check_number("window", window, above=0)
-        check_int("max_waiting", max_waiting, least=0)
-        if timeout is not None:
-            check_number("timeout", timeout, least=0)
-            if not max_waiting:
-                raise ConfigurationError("timeout must be None without max_waiting: nobody waits")
-        check_function("clock", clock)
-        self.max_waiting = max_waiting
-        self.timeout = timeout
+        super().__init__(initial, max_waiting, timeout, clock, name)
         self._bounds = min_limit, max_limit
+        self._window = window
         self._estimator = algorithm.estimator()
         self._limit = float(initial)
-        self._clock = clock
-        self._places = Places(initial, max_waiting)
         self._stretch = _Stretch(window, clock())
         # Guards the stretch and the estimator.
         self._lock = threading.Lock()
@@ -97,30 +87,11 @@ class AdaptiveLimit(Policy):
 
     @property
     def limit(self) -> int:
-        """How many calls may be in now."""
-        return self._places.limit
-
-    @property
-    def max_concurrent(self) -> int:
-        """The same, as a bulkhead calls it."""
-        return self._places.limit
-
-    @property
-    def in_flight(self) -> int:
-        """How many calls are in."""
-        return self._places.taken
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for a place."""
-        return self._places.waiting
+        """How many calls may be in now: `max_concurrent`, as it moves."""
+        return self.max_concurrent
 
     def __repr__(self) -> str:
         return f"<AdaptiveLimit {self.in_flight} of {self.limit} in flight>"
-
-    def admission(self) -> Admission:
-        """Tell whether a call would find a place, or one in line."""
-        return Admission(allowed=False, reason="bulkhead_full") if self._places.is_full else ADMITTED
 
     def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
         """Give a function that takes a place for each call, and tells how long it took."""
@@ -178,6 +149,7 @@ class AdaptiveLimit(Policy):
             sample = self._stretch.add(now - began, self._places.taken, now, dropped=dropped)
             if sample is None:
                 return
+            self._stretch = _Stretch(self._window, now)
             least, most = self._bounds
             self._limit = min(max(self._estimator.next(self._limit, sample), least), most)
             before, after = self._places.limit, int(self._limit)
@@ -185,13 +157,6 @@ class AdaptiveLimit(Policy):
             self._places.move(after)
             if LimitChanged.sinks:
                 emit(LimitChanged(site.name, now, before=before, after=after))
-
-    def _refusal(self, site: Site, why: str) -> BulkheadFullError:
-        if BulkheadRejected.sinks:
-            emit(BulkheadRejected(site.name, self._clock(), in_flight=self.in_flight, waiting=self.waiting))
-        error = BulkheadFullError(site.name, why)
-        error.policy = "adaptive_limit"
-        return error
 
 
 class _Stretch:
@@ -205,7 +170,7 @@ class _Stretch:
         self._dropped = False
 
     def add(self, seconds: float, in_flight: int, now: float, *, dropped: bool) -> Sample | None:
-        """Take in a call; gives a sample, and begins anew, when there is enough."""
+        """Take in a call; gives a sample when there is enough, which ends the stretch."""
         self._most = max(self._most, in_flight)
         self._dropped = self._dropped or dropped
         if len(self._seconds) < 10 * _ENOUGH:  # in a short time with many calls the first will do
@@ -217,6 +182,4 @@ class _Stretch:
         ordered = sorted(self._seconds)
         # A clock that stands still would have calls that take no time, and no ratio.
         told = max(ordered[ceil(_QUANTILE * len(ordered)) - 1], 1e-9)
-        sample = Sample(told, self._most, self._dropped)
-        self.__init__(self._window, now)  # type: ignore[misc]  # it is as new
-        return sample
+        return Sample(told, self._most, self._dropped)

@@ -16,7 +16,58 @@ from .places import Places
 from .policy import Policy, Site, refuse_awaitable
 
 
-class Bulkhead(Policy):
+class Line(Policy):
+    """What all bulkheads have in common: so many calls are in, others wait in line, and the rest is refused.
+
+    Raises:
+        ConfigurationError: `max_waiting` or `timeout` makes no sense.
+    """
+
+    kind: ClassVar[str] = "bulkhead"
+    refused_by: ClassVar[str]
+    """The `policy` of its refusals."""
+
+    def __init__(self, limit: int, max_waiting: int, timeout: float | None, clock: Clock, name: str | None) -> None:
+        super().__init__(name)
+        check_int("max_waiting", max_waiting, least=0)
+        if timeout is not None:
+            check_number("timeout", timeout, least=0)
+            if not max_waiting:
+                raise ConfigurationError("timeout must be None without max_waiting: nobody waits")
+        check_function("clock", clock)
+        self.max_waiting = max_waiting
+        self.timeout = timeout
+        self._clock = clock
+        self._places = Places(limit, max_waiting)
+
+    @property
+    def max_concurrent(self) -> int:
+        """How many calls may be in now."""
+        return self._places.limit
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls are in."""
+        return self._places.taken
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return self._places.waiting
+
+    def admission(self) -> Admission:
+        """Tell whether a call would find a place, or one in line."""
+        return Admission(allowed=False, reason="bulkhead_full") if self._places.is_full else ADMITTED
+
+    def _refusal(self, site: Site, why: str) -> BulkheadFullError:
+        if BulkheadRejected.sinks:
+            emit(BulkheadRejected(site.name, self._clock(), in_flight=self.in_flight, waiting=self.waiting))
+        error = BulkheadFullError(site.name, why)
+        error.policy = self.refused_by
+        return error
+
+
+class Bulkhead(Line):
     """Lets so many calls in at once; others wait in the order of their arrival, or are refused.
 
     One object serves tasks of any event loop and threads alike. While there is room a call costs two locked additions,
@@ -37,8 +88,8 @@ class Bulkhead(Policy):
     Cancellation: who waits leaves the line; a place that was assigned meanwhile goes to the next.
     """
 
-    kind: ClassVar[str] = "bulkhead"
     title: ClassVar[str] = "a bulkhead"
+    refused_by: ClassVar[str] = "bulkhead"
 
     def __init__(
         self,
@@ -49,37 +100,12 @@ class Bulkhead(Policy):
         clock: Clock = time.monotonic,
         name: str | None = None,
     ) -> None:
-        super().__init__(name)
         check_int("max_concurrent", max_concurrent)
-        check_int("max_waiting", max_waiting, least=0)
-        if timeout is not None:
-            check_number("timeout", timeout, least=0)
-            if not max_waiting:
-                raise ConfigurationError("timeout must be None without max_waiting: nobody waits")
-        check_function("clock", clock)
-        self.max_concurrent = max_concurrent
-        self.max_waiting = max_waiting
-        self.timeout = timeout
-        self._clock = clock
-        self._places = Places(max_concurrent, max_waiting)
-
-    @property
-    def in_flight(self) -> int:
-        """How many calls are in."""
-        return self._places.taken
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for a place."""
-        return self._places.waiting
+        super().__init__(max_concurrent, max_waiting, timeout, clock, name)
 
     def __repr__(self) -> str:
         line = f", {self.waiting} of {self.max_waiting} waiting" if self.max_waiting else ""
         return f"<Bulkhead {self.in_flight} of {self.max_concurrent} in flight{line}>"
-
-    def admission(self) -> Admission:
-        """Tell whether a call would find a place, or one in line."""
-        return Admission(allowed=False, reason="bulkhead_full") if self._places.is_full else ADMITTED
 
     def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
         """Give a function that takes a place for each call."""
@@ -108,8 +134,3 @@ class Bulkhead(Policy):
             return result
 
         return placed_sync
-
-    def _refusal(self, site: Site, why: str) -> BulkheadFullError:
-        if BulkheadRejected.sinks:
-            emit(BulkheadRejected(site.name, self._clock(), in_flight=self.in_flight, waiting=self.waiting))
-        return BulkheadFullError(site.name, why)

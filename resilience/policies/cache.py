@@ -210,7 +210,8 @@ class Cache(Policy):
 
     def _call_sync(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = function(*args, **kwargs)
-        refuse_awaitable(result, self.title)
+        if hasattr(type(result), "__await__"):
+            refuse_awaitable(result, self.title)
         return result
 
     def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Hashable:

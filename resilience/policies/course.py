@@ -28,9 +28,7 @@ _REASONS: Final = {
     "pool": "pool_exhausted",
 }
 _FOR_GOOD: Final = ("circuit_open", "pool_closed")
-_UPWARD: Final = (
-    0.1  # of what a rejection asks for, at most, on top: those refused together must not come back together
-)
+_UPWARD: Final = 0.1  # of what a rejection asks for, on top at most: who was refused together returns one by one
 _REMEMBERED: Final = 10  # attempts in the note
 
 

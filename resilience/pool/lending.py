@@ -322,16 +322,16 @@ class Lender:
 
     # --- taking back ---
 
-    def take_back(self, lease: Borrower, slot: Slot, error: BaseException | None = None) -> None:
-        """Take a connection back, after `error` in its borrower; never waits."""
+    def take_back(self, lease: Borrower, slot: Slot) -> None:
+        """Take a connection back; never waits."""
         now = self.now()
         slot.borrower = None
         self.used += now - slot.leased_at
         if now >= self.notes_at:
             self.note(lease, slot, now)
         core = self.core
-        if error is not None or core.special or self.crowd or now >= slot.retire_at:
-            self.find_place(slot, now, failed=error is not None)
+        if core.special or self.crowd or now >= slot.retire_at:
+            self.find_place(slot, now, failed=False)
             return
         # The short way, as in `lease.Acquire`: it is needed as it is.
         core.note_hold(now - slot.leased_at)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import pytest
+from .conftest import is_installed, runner
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_pool.py"
+run = runner("bench_pool.py")
 PEERS = {"asyncio-connection-pool", "asyncpg", "psycopg-pool", "redis", "SQLAlchemy"}
 Distributions = frozenset[str | None]
 OURS: Distributions = frozenset({"anyio-resilience"})
@@ -26,31 +23,6 @@ ROWS: dict[str, Distributions] = {
     "spike-200ms": ALL,
     "spike-200ms-opened": ALL,
 }
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
-
-
-def is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("benchmark") / "quick.json"
-    done = run("--quick", "--json", str(path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    report["printed"] = done.stdout
-    return report
 
 
 def test_quick_run_answers_every_row(quick: dict[str, Any]) -> None:

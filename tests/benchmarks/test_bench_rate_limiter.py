@@ -4,13 +4,14 @@ import json
 import math
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pytest
+from .conftest import is_installed, runner
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_rate_limiter.py"
+run = runner(SCRIPT.name)
 PEERS = {"aiolimiter", "limits", "pyrate-limiter", "throttled-py"}
 Distributions = frozenset[str | None]
 OURS: Distributions = frozenset({"anyio-resilience"})
@@ -31,31 +32,6 @@ ROWS: dict[str, Distributions] = {
     "bytes-many": MEMORY,
     "import": OURS | PEERS | {"anyio"},
 }
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
-
-
-def is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("benchmark") / "new" / "quick.json"
-    done = run("--quick", "--json", str(path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    report["printed"] = done.stdout
-    return report
 
 
 def test_quick_run_answers_every_row(quick: dict[str, Any]) -> None:

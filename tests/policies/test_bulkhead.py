@@ -308,6 +308,6 @@ def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
         Bulkhead(**{"max_concurrent": 1} | options)
 
 
-def test_virtual_time_reaches_its_waiters(clock: VirtualClock) -> None:
+def test_a_plain_function_that_gives_an_awaitable_is_refused(clock: VirtualClock) -> None:
     with pytest.raises(ConfigurationError, match="a bulkhead got an awaitable"):
         _ = Bulkhead(1, clock=clock).call(lambda: anyio.sleep(1))
