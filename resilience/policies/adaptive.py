@@ -15,6 +15,7 @@ from resilience.events import LimitChanged, emit
 from resilience.forks import renew_locks_in_child
 
 from .bulkhead import Line
+from .course import single_leaf
 from .limits import Algorithm, Sample, Vegas
 from .policy import Site, refuse_awaitable
 
@@ -106,8 +107,8 @@ class AdaptiveLimit(Line):
             began = clock()
             try:
                 result = await function(*args, **kwargs)
-            except TimeoutError as error:
-                self._note_timeout(site, began, error)
+            except Exception as error:
+                self._note_error(site, began, error)
                 raise
             else:
                 self._note(site, began, dropped=False)
@@ -128,8 +129,8 @@ class AdaptiveLimit(Line):
                 result = function(*args, **kwargs)
                 if hasattr(type(result), "__await__"):
                     refuse_awaitable(result, self.title)
-            except TimeoutError as error:
-                self._note_timeout(site, began, error)
+            except Exception as error:
+                self._note_error(site, began, error)
                 raise
             else:
                 self._note(site, began, dropped=False)
@@ -139,8 +140,10 @@ class AdaptiveLimit(Line):
 
         return placed
 
-    def _note_timeout(self, site: Site, began: float, error: TimeoutError) -> None:
-        if not isinstance(error, RejectedError):  # a pool's timeout is one: the callee was not asked
+    def _note_error(self, site: Site, began: float, error: Exception) -> None:
+        told = single_leaf(error)
+        # A pool's timeout is a rejection: the callee was not asked.
+        if isinstance(told, TimeoutError) and not isinstance(told, RejectedError):
             self._note(site, began, dropped=True)
 
     def _note(self, site: Site, began: float, *, dropped: bool) -> None:

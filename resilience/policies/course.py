@@ -110,9 +110,11 @@ class Course:
         told = "an unwanted result" if failed.error is None else type_name(failed.error)
         self._history.append(f"{self.attempt}. {told} at {now - self.began:.3g} s")
         error = None if failed.error is None else single_leaf(failed.error)
-        if isinstance(error, RejectedError) and not self._is_named(error):
-            return self._after_rejection(stop_reason_of(error), error.retry_after, remaining)
         state = self._state(Failed(error, failed.result), now)
+        if isinstance(error, RejectedError) and not self._is_named(error):
+            step = self._after_rejection(stop_reason_of(error), error.retry_after, remaining)
+            # Whoever set no number of attempts has set this: nobody waits for ever for a door that opens for others.
+            return Step(None, "attempts") if step.delay is not None and self._stops(state, step.delay) else step
         if error is not None and not self._is_wanted(error, state):
             return Step(None, "not_retryable")
         if self._are_used_up():

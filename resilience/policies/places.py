@@ -75,7 +75,7 @@ class Places:
     def give_back(self) -> None:
         """Give a place back: to the first in line, if there is one."""
         with self._lock:
-            self.taken -= 1
+            self.taken = max(0, self.taken - 1)  # a forked child may end what its parent began
             served = self._serve()
         self._wake(served)
 

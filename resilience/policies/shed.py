@@ -108,12 +108,13 @@ class LoadShed(Policy):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         group, self._group, self._due = self._group, None, None
         if group is None:
-            return None
+            return
         group.cancel_scope.cancel()
-        return await group.__aexit__(kind, error, traceback)
+        # Without the block's error: its task raises nothing, and the group would wrap what is not its own.
+        await group.__aexit__(None, None, None)
 
     def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
         """Give a function that is called only while there is time for it."""

@@ -109,11 +109,11 @@ class Throttle(Policy):
             self._let_in(site)
             try:
                 result = function(*args, **kwargs)
-                if hasattr(type(result), "__await__"):
-                    refuse_awaitable(result, self.title)
             except Exception as error:
                 self._note_error(error)
                 raise
+            if hasattr(type(result), "__await__"):
+                refuse_awaitable(result, self.title)
             self._note(SUCCEEDED)
             return result
 

@@ -16,5 +16,6 @@ def raise_unchanged(error: BaseException, traceback: TracebackType | None) -> No
     try:
         raise error.with_traceback(traceback)
     finally:
-        error.__context__ = context
+        # Past a `__setattr__` of its own: a frozen error would raise another one here.
+        BaseException.__setattr__(error, "__context__", context)
         del error, traceback, context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -272,6 +273,17 @@ def test_a_waiter_whose_event_loop_is_gone_passes_its_place_on() -> None:
     assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
     with suppress(RuntimeError):  # anyio's scope, which misses its loop
         abandoned[0].close()
+    assert bulkhead.in_flight == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_inside_of_a_call_begins_with_all_places_free() -> None:
+    bulkhead = Bulkhead(1)
+    child = bulkhead(os.fork)()
+    if not child:
+        os._exit(0 if bulkhead.in_flight == 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert bulkhead.in_flight == 0
 
 

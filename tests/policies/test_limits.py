@@ -109,6 +109,19 @@ async def test_timeouts_shrink_it_and_it_stays_within_its_bounds() -> None:
     assert limit.limit == 12
 
 
+async def test_a_timeout_in_a_group_of_one_is_a_timeout() -> None:
+    limit = adaptive(AIMD(), initial=20)
+
+    async def fail() -> None:
+        await anyio.sleep(0.1)
+        raise ExceptionGroup("a task group's", [TimeoutError()])
+
+    for _ in range(60):
+        with pytest.raises(ExceptionGroup):
+            await limit(fail)()
+    assert limit.limit == 18
+
+
 async def pool_timeout() -> PoolTimeoutError:
     async with ConnectionPool(anyio.sleep_forever, clock=anyio.current_time) as pool:
         with pytest.raises(PoolTimeoutError) as caught:

@@ -325,6 +325,15 @@ async def test_an_error_that_takes_no_notes_comes_out_all_the_same(world: World)
     assert await raised(world, Callee(error)) is error
 
 
+async def test_a_frozen_error_comes_out_all_the_same(world: World) -> None:
+    class FrozenError(OSError):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError(name)
+
+    error = FrozenError()
+    assert await raised(world, Callee(error)) is error
+
+
 async def test_a_refused_second_attempt_leaves_the_callees_own_error(world: World) -> None:
     error = ConnectionError()
     with capture(RetryStopped) as told:

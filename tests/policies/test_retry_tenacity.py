@@ -8,7 +8,7 @@ import anyio
 import pytest
 import tenacity
 
-from resilience.errors import ConfigurationError
+from resilience.errors import CircuitOpenError, ConfigurationError
 from resilience.events import RetryStopped, capture
 from resilience.policies import Retry
 
@@ -98,6 +98,13 @@ async def test_wait_objects(wait: Any, passed: tuple[float, float]) -> None:
 )
 async def test_retry_objects(on: Any, error: Exception, calls: int) -> None:
     assert (await calls_of(error, 3, on=on))[0] == calls
+
+
+async def test_a_stop_object_ends_the_waiting_for_admission_too() -> None:
+    refused = CircuitOpenError("callee", "open", 1.0)
+    with capture(RetryStopped) as told:
+        calls, _ = await calls_of(refused, None, stop=tenacity.stop_after_attempt(4), wait_for_admission=3.0)
+    assert (calls, [event.stop_reason for event in told]) == (4, ["attempts"])
 
 
 async def test_none_is_asked_while_all_goes_well() -> None:

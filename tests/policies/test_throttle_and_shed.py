@@ -113,6 +113,11 @@ def test_a_throttle_for_plain_functions(clock: VirtualClock) -> None:
             throttle(fail)()
         ends.add(caught.type)
     assert ends == {ConnectionError, RejectedError}
+    fresh = Throttle(clock=clock, minimum_calls=1)
+    for _ in range(30):
+        with pytest.raises(ConfigurationError, match="a throttle got an awaitable"):
+            _ = fresh.call(lambda: anyio.sleep(0))
+    assert fresh.refused_share == 0  # that is the program's mistake, and no word about the callee
     assert Throttle(clock=clock).call(lambda: 7) == 7
 
 
@@ -176,6 +181,18 @@ async def test_outside_of_its_block_it_says_so() -> None:
                 pass
     async with shed:
         assert await shed(Callee().__call__)() == "done"
+
+
+async def test_what_its_block_raises_comes_out_as_it_is() -> None:
+    error = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as caught:
+        async with LoadShed():
+            raise error
+    assert caught.value is error
+    with anyio.move_on_after(1) as scope:
+        async with LoadShed():
+            await anyio.sleep(5)
+    assert scope.cancelled_caught
 
 
 async def test_its_task_knows_nothing_of_who_entered_it() -> None:
