@@ -304,12 +304,22 @@ class PoolCore:
                 self._drop(slot, "avoided", work)
                 return
             slot.place = IDLE
-            self.idle.append(slot)
+            self._shelve(slot)
             return
         self.waiters.leave(ticket)
         self._lease(slot, now, ticket.priority)
         ticket.slot, ticket.fresh = slot, fresh
         work.woken.append(ticket)
+
+    def _shelve(self, slot: Slot) -> None:
+        """Put a connection among the idle ones by how long it was not used.
+
+        A check is no use: at the warm end it would be lent next, and the pool would never shrink.
+        """
+        at = len(self.idle)
+        while at and self.idle[at - 1].idle_since > slot.idle_since:
+            at -= 1
+        self.idle.insert(at, slot)
 
     def _next_for(self, slot: Slot) -> Ticket | None:
         return self.waiters.first(slot, above=-inf if self.may_lend(ORDINARY) else ORDINARY)
@@ -387,8 +397,7 @@ class PoolCore:
         """Give the moment since which a connection is wanted that might be opened now; inf if none is."""
         if self.size + self.connecting >= self.max_size or not self._connects_to_start(now):
             return inf
-        oldest = next(iter(self.waiters), None)
-        return now if oldest is None else oldest.since
+        return min(now, self.waiters.since())
 
     def spare(self) -> Slot | None:
         """Give the connection that is missed least, if there is one too many: the one that was idle for longest."""
@@ -432,13 +441,12 @@ class PoolCore:
         longer than it used to be. While nobody knows how long work takes, that nothing has come back is evidence: once
         all are held for a share of the connect time, the queue will take the whole of it, and more.
         """
-        oldest = next(iter(self.waiters), None)
-        if oldest is None:
+        if not self.waiters.live:
             return inf
         if self.config.grow != "cost" or not self.connect_time or not self.leased + self.reserved:
             return -inf
         share = 1.0 if self.hold else min(1.0, self.size / self.waiters.live)
-        return oldest.since + share * self.connect_time
+        return self.waiters.since() + share * self.connect_time
 
     def opened(self, connection: Any, now: float, took: float) -> tuple[Slot, Work]:
         """Take in a connection that was opened in `took` seconds."""

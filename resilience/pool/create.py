@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, Final, TypeAlias, TypeVar
@@ -200,7 +201,8 @@ def _prepared(adapter: Adapter[C], on_connect: Callable[[C], Awaitable[object]])
         try:
             await on_connect(connection)
         except BaseException:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_TIMEOUT):
+            # What closing it raises says less than why it could not be prepared.
+            with suppress(Exception), anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_TIMEOUT):
                 closed = adapter.close(connection)
                 if isinstance(closed, Awaitable):
                     await closed

@@ -160,7 +160,7 @@ class Engine:
 
     def end(self) -> None:
         """Note that all work is done."""
-        if self.budget is not None:
+        if self.budget is not None and self.group is not None:  # else it has never joined
             self.budget.leave(self)
 
     def wake(self, seat: Any) -> None:
@@ -204,6 +204,9 @@ class Engine:
     async def _connect(self) -> None:
         """Open one connection, for whoever is first when it is there."""
         core, began = self.core, self.now()
+        if core.closing:  # it was started just before
+            core.connect_cancelled()
+            return
         error: BaseException | None = None
         connection: Any = None
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from math import inf
 from typing import Any, Final
 
@@ -225,7 +224,7 @@ class Keeper:
         if self._peaks is not None:
             moments.append(self._peaks.ends_at)
         if self._sees_waiters:
-            waiting = now - min((ticket.since for ticket in islice(core.waiters, 1)), default=now)
+            waiting = now - min(now, core.waiters.since())
             moments.append(now + min(max(SOONEST, waiting), LATEST))
         moments.append(core.impatient_at())
         return min((moment for moment in moments if moment > now), default=inf)

@@ -126,7 +126,7 @@ class Lender:
 
     def refuse_after_fork(self) -> None:
         """Lend no more in a forked child: the connections are the parent's."""
-        self._forked = True
+        self._forked = self._home is not None  # what was never entered has nothing of the parent's
         self.end()
 
     def check_usable(self) -> None:
@@ -188,9 +188,12 @@ class Lender:
 
     def _let_wait(self, request: Request, now: float, *, first: bool) -> None:
         core = self.core
-        # Where there is no room, nothing but to wait is to be done.
-        if len(core.slots) + core.connecting >= core.max_size and request.avoid is None and self.plain is not None:
+        # Where there is no room and nothing idle, which others may avoid, nothing but to wait is to be done.
+        is_full = len(core.slots) + core.connecting >= core.max_size and not core.idle
+        if is_full and request.avoid is None and self.plain is not None:
             core.waiters.add(request, first=first)
+            if self.debug:
+                core.check()
             if self._exhausted_at is None:
                 self._note_pressure()
         else:
@@ -234,16 +237,17 @@ class Lender:
         if slot is None or slot.place is not LEASED:  # closed between its hand-over and now
             return False
         if now >= slot.retire_at:
+            slot.uses -= 1  # nobody got it
             self._engine.do(self.core.discard(slot, "max_lifetime", now))
-            self.core.lent -= 1
             return False
         left = request.deadline - now
         if left <= 0:
             self._engine.do(self.core.return_unused(slot, now))
             raise self._timed_out(request.since)
+        slot.uses -= 1  # nobody has it before it is proved, and this may be cancelled
         if not await self._engine.is_alive(slot, left):
-            self.core.lent -= 1  # nobody got it
             return False
+        slot.uses += 1
         if self.core.closing:  # it would be closed under whoever gets it now
             self._engine.do(self.core.return_unused(slot, self.now()))
             raise PoolClosedError(self.name)

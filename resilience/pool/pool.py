@@ -150,6 +150,7 @@ class ConnectionPool(Generic[C]):
     # --- lifecycle ---
 
     async def __aenter__(self) -> Self:
+        self._lender.check_home()
         if self._core.closing:
             raise PoolClosedError(self.name)
         if self._group is not None:
@@ -216,8 +217,8 @@ class ConnectionPool(Generic[C]):
                 with anyio.CancelScope(shield=True), anyio.move_on_after(self.config.close_timeout):
                     await engine.wait_until_done()
             finally:
+                closed.set()  # before anything that may fail: others wait for it
                 engine.end()
-                closed.set()
                 if PoolClosed.sinks:
                     emit(PoolClosed(self.name, engine.now(), forced=forced))
 
@@ -321,11 +322,12 @@ class ConnectionPool(Generic[C]):
         core, breaker = self._core, self._engine.breaker
         if core.closing:
             return Admission(allowed=False, reason="pool_closed")
-        if breaker is not None and not core.size:
-            return breaker.admission()
         most = self.config.max_waiting
-        if most is not None and core.waiters.live >= most:
+        is_served = core.idle and not core.waiters.live
+        if most is not None and core.waiters.live >= most and not is_served:
             return Admission(allowed=False, reason="pool_exhausted")
+        if breaker is not None and not core.size and not core.connecting:
+            return breaker.admission()
         return ADMITTED
 
     # --- what people decide ---

@@ -71,6 +71,11 @@ class Waiters:
         self._gone = 0
         self._number = 0
 
+    def since(self) -> float:
+        """Give the moment since which somebody waits; infinity if nobody does."""
+        # The first of each priority lives, and is its oldest.
+        return min((queue[0].since for queue in self._queues.values()), default=inf)
+
     def __iter__(self) -> Iterator[Ticket]:
         for priority in self.order:
             yield from (ticket for ticket in self._queues[priority] if ticket.live)

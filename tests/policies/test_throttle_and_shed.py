@@ -116,7 +116,7 @@ def test_a_throttle_for_plain_functions(clock: VirtualClock) -> None:
     fresh = Throttle(clock=clock, minimum_calls=1)
     for _ in range(30):
         with pytest.raises(ConfigurationError, match="a throttle got an awaitable"):
-            _ = fresh.call(lambda: anyio.sleep(0))
+            _ = fresh.call(lambda: anyio.sleep(1))
     assert fresh.refused_share == 0  # that is the program's mistake, and no word about the callee
     assert Throttle(clock=clock).call(lambda: 7) == 7
 
