@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 _NOTED = "__policies__"
+_DEEPEST = 100  # wrappers: what claims to wrap itself, or makes up attributes, must not be followed for ever
 
 
 class Admission(NamedTuple):
@@ -32,6 +33,18 @@ def policies_of(function: object) -> tuple[Any, ...]:
         function = function.func
     noted = getattr(function, _NOTED, ())
     return noted if isinstance(noted, tuple) else ()
+
+
+def layers_of(function: object) -> Iterator[Any]:
+    """Give `function` and what it wraps, one in the other: of partials, methods, and what `functools.wraps` made."""
+    for _ in range(_DEEPEST):
+        yield function
+        if isinstance(function, functools.partial):
+            function = function.func
+        else:
+            function = getattr(function, "__wrapped__", getattr(function, "__func__", None))
+            if function is None:
+                return
 
 
 def dressed(wrapper: Callable[..., Any], function: Callable[..., Any], policy: object) -> Any:

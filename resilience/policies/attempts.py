@@ -12,12 +12,12 @@ import anyio
 import anyio.lowlevel
 
 from resilience import deadline
-from resilience.errors import RejectedError, type_name
+from resilience.errors import type_name
 from resilience.events import AttemptFailed, PolicyHookFailed, RetryStopped, RetrySuppressed, emit
 
 from .budget import enter, leave
-from .calls import current_call, new_call_id, seconds_left
-from .course import Course, Failed, Rules, Step
+from .calls import Call, current_call, seconds_left
+from .course import Course, Failed, Rules, Step, ask
 from .discard import discard, discard_async
 from .policy import Site, refuse_awaitable
 from .unchanged import raise_unchanged
@@ -35,6 +35,7 @@ class Attempts:
         self._rules = rules
         self._function = function
         self._site = site
+        self._work = site.work
 
     def make_async(self) -> Callable[..., Awaitable[Any]]:
         """Give the function with its attempts, of an async function."""
@@ -106,7 +107,7 @@ class Attempts:
 
     async def _go_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], began: float, failed: Failed) -> Any:
         """Decide after each attempt, and make the next."""
-        course = Course(self._rules, self._function, began, self._tell_hook)
+        course = self._course(began)
         sleep = self._rules.sleep or anyio.sleep
         last = failed  # of the callee
         try:
@@ -130,7 +131,7 @@ class Attempts:
             del last, failed  # as above
 
     def _go_on_sync(self, args: tuple[Any, ...], kwargs: dict[str, Any], began: float, failed: Failed) -> Any:
-        course = Course(self._rules, self._function, began, self._tell_hook)
+        course = self._course(began)
         sleep = self._rules.sleep or time.sleep
         last = failed
         try:
@@ -161,15 +162,22 @@ class Attempts:
 
     def _attempt_sync(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Failed:
         try:
-            return Failed(None, self._function(*args, **kwargs))
+            result = self._function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - as above
             return Failed(error)
+        if hasattr(type(result), "__await__"):
+            refuse_awaitable(result, "a retry")
+        return Failed(None, result)
+
+    def _course(self, began: float) -> Course:
+        call = current_call.get() or Call()
+        return Course(self._rules, self._function, call, began, self._tell_hook)
 
     def _is_unwanted(self, result: object) -> bool:
         if self._rules.retry_result is None:
             return False
         try:
-            return bool(self._rules.retry_result(result))
+            return ask(self._rules.retry_result, result, bool) is True
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the result is kept
             self._tell_hook("retry_result", error)
             return False
@@ -186,11 +194,15 @@ class Attempts:
             step = Step(None, "budget")
             if RetrySuppressed.sinks:
                 emit(RetrySuppressed(self._site.name, now, reason="budget"))
-        self._tell_failure(course, failed.error, step, remaining)
+        try:
+            self._tell_failure(course, failed, step, remaining)
+        except BaseException:  # a sink lets a Ctrl-C through: nobody is left who would give back
+            self._give_back(step)
+            raise
         return step
 
     def _give_back(self, step: Step) -> None:
-        if step.paid and self._rules.budget is not None:
+        if step.delay is not None and step.paid and self._rules.budget is not None:
             self._rules.budget.give_back()
 
     def _end(self, course: Course, reason: str, last: Failed) -> Any:
@@ -204,11 +216,10 @@ class Attempts:
         finally:
             del last
 
-    def _tell_failure(self, course: Course, error: BaseException | None, step: Step, remaining: float) -> None:
-        if isinstance(error, RejectedError):
+    def _tell_failure(self, course: Course, failed: Failed, step: Step, remaining: float) -> None:
+        if failed.rejection is not None:
             return  # the callee was not asked, and who refused has told it
         if AttemptFailed.sinks:
-            call = current_call.get()
             now = self._rules.clock()
             emit(
                 AttemptFailed(
@@ -219,15 +230,14 @@ class Attempts:
                     delay=step.delay,
                     elapsed=now - course.began,
                     remaining=None if abs(remaining) == inf else remaining,
-                    error_type="unwanted_result" if error is None else type_name(error),
-                    call_id=new_call_id() if call is None else call.id,
+                    error_type="unwanted_result" if failed.error is None else type_name(failed.error),
+                    call_id=course.call.id,
                 )
             )
 
     def _tell_end(self, course: Course, reason: str) -> None:
-        call = current_call.get()
-        if call is not None:
-            call.stop_reason = reason
+        if course.call.work is self._work:
+            course.call.stop_reason = reason
         if RetryStopped.sinks:
             # The course knows nothing of the attempt that succeeded.
             attempts = course.attempt + (reason == "success")
@@ -240,7 +250,8 @@ class Attempts:
 
 def _more_telling(last: Failed, failed: Failed) -> Failed:
     """Give what the caller gets to see: what the callee raised says more than that somebody refused to ask it again."""
-    return last if isinstance(failed.error, RejectedError) and last.error is not None else failed
+    callee_raised = last.error is not None and last.rejection is None
+    return last if failed.rejection is not None and callee_raised else failed
 
 
 def _note(error: BaseException, text: str) -> None:

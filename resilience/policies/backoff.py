@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import inf
 from typing import Literal, TypeAlias
 
 from resilience.checks import check_number, shown
@@ -96,6 +97,7 @@ def seconds_asked(answer: object, wall: float) -> float | None:
 
     Returns:
         Seconds >= 0, a date that has passed is 0; None for what says nothing: negative numbers, NaN, infinity, garbage.
+        What is longer than `MAX_SECONDS` may be far longer: nobody waits for it, but that it was asked is known.
     """
     if isinstance(answer, str):
         answer = _parse(answer.strip())
@@ -105,12 +107,12 @@ def seconds_asked(answer: object, wall: float) -> float | None:
         return max(0.0, answer.timestamp() - wall)
     if isinstance(answer, bool) or not isinstance(answer, int | float):
         return None
-    return float(answer) if 0 <= answer <= MAX_SECONDS else None
+    return float(min(answer, _HUGE)) if 0 <= answer < inf else None
 
 
 def _parse(text: str) -> object:
     if text.isascii() and text.isdigit():
-        return int(text) if len(text) <= 10 else None
+        return int(text[:20])
     try:
         date = parsedate_to_datetime(text)
     except (TypeError, ValueError):

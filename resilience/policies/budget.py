@@ -37,13 +37,14 @@ class RetryBudget:
         self.ratio = ratio
         self.floor = floor
         self._calls = self._extra = 0
-        # Guards both counts; held for arithmetic only.
-        self._lock = threading.Lock()
+        # Guards both counts; held for arithmetic only. Reentrant: in the middle of it the garbage collector may close a
+        # call, which gives back here. So nothing is called between reading a count and writing it.
+        self._lock = threading.RLock()
         renew_locks_in_child(self)
 
     def renew_locks(self) -> None:
         """Begin anew in a forked child: the calls under way are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._calls = self._extra = 0
 
     @property
@@ -67,7 +68,8 @@ class RetryBudget:
     def end_call(self) -> None:
         """Note that a call is over."""
         with self._lock:
-            self._calls = max(0, self._calls - 1)  # a forked child may end what its parent began
+            if self._calls:  # a forked child may end what its parent began
+                self._calls -= 1
 
     def take(self) -> bool:
         """Take the right to one extra attempt, if there is one; `give_back` must follow then."""
@@ -80,7 +82,8 @@ class RetryBudget:
     def give_back(self) -> None:
         """Give the right back: the attempt is over, or was never made."""
         with self._lock:
-            self._extra = max(0, self._extra - 1)
+            if self._extra:
+                self._extra -= 1
 
     def _most(self) -> int:
         # 25 calls at 0.2 are 5.000000000000001 elsewhere: rounding must not cost one.

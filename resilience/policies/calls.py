@@ -29,14 +29,16 @@ class Call:
     """What is known of a call under way.
 
     Attributes:
+        work: the user's function, whose retries say why the call ended; those of others that it calls do not.
         memory: keeps its events.
         stop_reason: why no further attempt was made, None while nobody decided.
     """
 
-    __slots__ = ("_id", "memory", "stop_reason")
+    __slots__ = ("_id", "memory", "stop_reason", "work")
 
-    def __init__(self, memory: Remembers | None = None) -> None:
+    def __init__(self, work: object = None, memory: Remembers | None = None) -> None:
         self._id = ""  # most calls go well, and nobody asks for their names
+        self.work = work
         self.memory = memory
         self.stop_reason: str | None = None
 

@@ -6,18 +6,29 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import isawaitable, iscoroutine
 from math import inf
 from typing import Any, Final, NamedTuple
 
 from resilience.clock import Clock
-from resilience.errors import RejectedError, type_name
+from resilience.errors import ConfigurationError, PoolUsageError, RejectedError, type_name
 from resilience.stack import Admission
 
-from .backoff import Backoff, seconds_asked
+from .backoff import MAX_SECONDS, Backoff, seconds_asked
 from .budget import RetryBudget
+from .calls import Call
 from .tenacity import is_tenacitys, new_state, set_outcome
 
-MISTAKES: Final = (TypeError, AttributeError, NameError, NotImplementedError, AssertionError, ImportError)
+MISTAKES: Final = (
+    TypeError,
+    AttributeError,
+    NameError,
+    NotImplementedError,
+    AssertionError,
+    ImportError,
+    ConfigurationError,
+    PoolUsageError,
+)
 """Errors of the program itself: the next attempt would make the same one."""
 
 _REASONS: Final = {
@@ -60,6 +71,12 @@ class Failed(NamedTuple):
     error: BaseException | None
     result: Any = None
 
+    @property
+    def rejection(self) -> RejectedError | None:
+        """The rejection that it was: the callee was not asked."""
+        error = None if self.error is None else single_leaf(self.error)
+        return error if isinstance(error, RejectedError) else None
+
 
 class Step(NamedTuple):
     """What is next: another attempt after so many seconds, or none for that reason.
@@ -79,6 +96,7 @@ class Course:
     Args:
         rules: of the retry.
         function: that is called.
+        call: that they are attempts of.
         began: when the first attempt began.
         hook_failed: is told of a function of the user that raised.
     """
@@ -87,10 +105,12 @@ class Course:
         self,
         rules: Rules,
         function: Callable[..., Any],
+        call: Call,
         began: float,
         hook_failed: Callable[[str, BaseException], None],
     ) -> None:
         self.began = began
+        self.call = call
         self.attempt = 0  # how many were made, refused ones included
         self._rules = rules
         self._function = function
@@ -112,7 +132,7 @@ class Course:
         error = None if failed.error is None else single_leaf(failed.error)
         state = self._state(Failed(error, failed.result), now)
         if isinstance(error, RejectedError) and not self._is_named(error):
-            step = self._after_rejection(stop_reason_of(error), error.retry_after, remaining)
+            step = self._after_rejection(stop_reason_of(error), seconds_asked(error.retry_after, wall), remaining)
             # Whoever set no number of attempts has set this: nobody waits for ever for a door that opens for others.
             return Step(None, "attempts") if step.delay is not None and self._stops(state, step.delay) else step
         if error is not None and not self._is_wanted(error, state):
@@ -125,12 +145,12 @@ class Course:
         """Correct a step by what an inner policy says: nobody sleeps towards a door that stays closed."""
         if step.delay is None or admission.allowed:
             return step
-        seconds, reason = admission.retry_after, admission.reason or "shed"
+        seconds, reason = seconds_asked(admission.retry_after, 0.0), admission.reason or "shed"
         # Without a time, a full bulkhead or pool may well have room by then; what was closed by hand stays closed.
         if (seconds is None and reason not in _FOR_GOOD) or (seconds is not None and seconds <= step.delay):
             return step
         later = self._after_rejection(reason, seconds, remaining)
-        return later if later.delay is None else Step(max(later.delay, step.delay))
+        return later if later.delay is None else Step(max(later.delay, step.delay), paid=step.paid)
 
     def story(self, stop_reason: str, elapsed: float) -> str:
         """Tell in one line what was tried: types and times, never messages or arguments."""
@@ -158,12 +178,13 @@ class Course:
             return Step(None, reason)
         if self._are_used_up():
             return Step(None, "attempts" if self.attempt > 1 else reason)
-        delay = retry_after * (1 + _UPWARD * self._rules.rng.random())
         if retry_after > patience:
             return Step(None, "retry_after_too_long")
-        if delay >= remaining:
+        if retry_after >= remaining:
             return _too_late(remaining)
-        return Step(delay, paid=False)
+        delay = retry_after * (1 + _UPWARD * self._rules.rng.random())
+        # What chance adds is a courtesy to others: it must not take this call past its deadline.
+        return Step(delay if delay < remaining else retry_after, paid=False)
 
     def _are_used_up(self) -> bool:
         return self._rules.attempts is not None and self.attempt >= self._rules.attempts
@@ -189,9 +210,9 @@ class Course:
         if isinstance(on, type | tuple):
             return isinstance(error, on)
         if not is_tenacitys(on, "retry"):
-            return bool(self._ask("on", on, error))
+            return self._ask("on", on, error, bool) is True
         set_outcome(state, error, None, state.outcome_timestamp)
-        return bool(self._ask("on", on, state))
+        return self._ask("on", on, state, bool) is True
 
     def _state(self, failed: Failed, now: float) -> Any:
         """Give what tenacity's objects are asked with, None if there are none."""
@@ -210,29 +231,49 @@ class Course:
             return float(wait)
         answer = self._ask("wait", wait, state if is_tenacitys(wait, "wait") else self.attempt)
         seconds = seconds_asked(answer, 0.0) if isinstance(answer, int | float) else None
-        return Backoff().delay(self.attempt, self._rules.rng) if seconds is None else seconds
+        return Backoff().delay(self.attempt, self._rules.rng) if seconds is None else min(seconds, MAX_SECONDS)
 
     def _asked(self, error: BaseException | None, wall: float) -> float | None:
-        if error is None or self._rules.retry_after is None:
+        """Give the seconds that the server asked for; of a group, the most that one of its errors tells of."""
+        hook = self._rules.retry_after
+        if error is None or hook is None:
             return None
-        return seconds_asked(self._ask("retry_after", self._rules.retry_after, error), wall)
+        several = leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+        asked = [seconds_asked(self._ask("retry_after", hook, one), wall) for one in several]
+        return max((seconds for seconds in asked if seconds is not None), default=None)
 
     def _most_asked(self) -> float:
-        return self._rules.wait.cap if isinstance(self._rules.wait, Backoff) else inf
+        return self._rules.wait.cap if isinstance(self._rules.wait, Backoff) else MAX_SECONDS
 
     def _stops(self, state: Any, delay: float) -> bool:
         if self._rules.stop is None:
             return False
         state.upcoming_sleep = delay
-        return bool(self._ask("stop", self._rules.stop, state))
+        return self._ask("stop", self._rules.stop, state, bool) is True
 
-    def _ask(self, hook: str, function: Callable[[Any], object], what: object) -> object:
-        """Ask a function of the user; one that raises says None: no retry, no stop, no wish."""
+    def _ask(
+        self, hook: str, function: Callable[[Any], object], what: object, read: Callable[[object], object] | None = None
+    ) -> object:
         try:
-            return function(what)
+            return ask(function, what, read)
         except Exception as error:  # noqa: BLE001 - the callee's own error must arrive, whatever this one is
             self._hook_failed(hook, error)
-            return None
+            return None  # no retry, no stop, no wish
+
+
+def ask(function: Callable[[Any], object], what: object, read: Callable[[object], object] | None = None) -> object:
+    """Ask a function of the user, and read its answer: that of an array as a truth value may raise as well.
+
+    Raises:
+        TypeError: it gave an awaitable, which nobody waits for and which is always true.
+        Exception: what either raised.
+    """
+    answer = function(what)
+    if isawaitable(answer):
+        if iscoroutine(answer):
+            answer.close()
+        raise TypeError("gave an awaitable")
+    return answer if read is None else read(answer)
 
 
 def _too_late(remaining: float) -> Step:

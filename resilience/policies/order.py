@@ -8,6 +8,7 @@ from typing import Any, Final
 from resilience.checks import is_exception_types
 from resilience.errors import ConfigurationError, RejectedError
 
+from .budget import RetryBudget
 from .course import MISTAKES
 
 ORDER: Final = (
@@ -62,6 +63,10 @@ def check_order(policies: tuple[Any, ...]) -> None:
         why = IMPOSSIBLE.get((kind_of(outer), kind_of(inner)))
         if why is not None and may_hide(outer, inner):
             raise ConfigurationError(f"{outer!r} must not be around {inner!r}: {why}")
+        if len({id(budget) for budget in map(_budget_of, (outer, inner)) if budget is not None}) == 2:
+            raise ConfigurationError(
+                f"{outer!r} and {inner!r} must share one budget, got two: each would add its own share of extra calls"
+            )
 
 
 def may_hide(outer: object, inner: object) -> bool:
@@ -77,6 +82,11 @@ def may_hide(outer: object, inner: object) -> bool:
     # What a retry spares anyway is not hidden from it: a fallback for open circuits may well stand inside.
     seen = [kind for kind in _types(answered) if not issubclass(kind, _SPARED)]
     return any(issubclass(one, other) or issubclass(other, one) for one in _types(wanted) for other in seen)
+
+
+def _budget_of(policy: object) -> RetryBudget | None:
+    budget = getattr(policy, "budget", None)
+    return budget if isinstance(budget, RetryBudget) else None
 
 
 def _pairs(policies: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:

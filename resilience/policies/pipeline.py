@@ -161,7 +161,7 @@ class Pipeline(Policy):
         counter = _Counter(function)
         site = self._site(function)
         chain = _Mount(counter.make(), site).built(self._policies)
-        call = Call(self._memory)
+        call = Call(site.work, self._memory)
         if is_async(function):
             return self._outcome(chain, call, counter, args, kwargs)
         began = self._clock()
@@ -276,8 +276,10 @@ class _Mount:
         return chain
 
     def make_async(self, memory: Memory) -> Callable[..., Awaitable[Any]]:
+        work = self.site.work
+
         async def piped(*args: Any, **kwargs: Any) -> Any:
-            token = current_call.set(Call(memory))
+            token = current_call.set(Call(work, memory))
             try:
                 return await self.inner(*args, **kwargs)
             finally:
@@ -286,8 +288,10 @@ class _Mount:
         return piped
 
     def make_sync(self, memory: Memory) -> Callable[..., Any]:
+        work = self.site.work
+
         def piped(*args: Any, **kwargs: Any) -> Any:
-            token = current_call.set(Call(memory))
+            token = current_call.set(Call(work, memory))
             try:
                 result = self.inner(*args, **kwargs)
             finally:

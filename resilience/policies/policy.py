@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 from resilience.checks import check_name, code_of, is_async, shown
 from resilience.errors import ConfigurationError
-from resilience.stack import ADMITTED, Admission, dressed, policies_of
+from resilience.stack import ADMITTED, Admission, dressed, layers_of, policies_of
 
 from .order import check_order
 
@@ -32,6 +33,12 @@ class Site:
     name: str
     origin: object
     inner: tuple[Any, ...] = ()
+
+    @property
+    def work(self) -> object:
+        """The user's own function, under all that is stacked around it."""
+        *_, work = layers_of(self.origin)
+        return work
 
 
 class Policy(ABC):
@@ -90,8 +97,8 @@ class Policy(ABC):
 
 def operation_name(function: object) -> str:
     """Give the name of what is called, as events show it: never an argument."""
-    code = function
-    while hasattr(code, "func"):  # a partial, or something like it
+    code: Any = function
+    while isinstance(code, functools.partial | functools.partialmethod):
         code = code.func
     name = getattr(code, "__qualname__", None) or type(code).__qualname__
     return f"{getattr(code, '__module__', None) or type(code).__module__}.{name}"

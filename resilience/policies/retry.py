@@ -12,7 +12,7 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError
 
 from .attempts import Attempts
-from .backoff import Backoff
+from .backoff import MAX_SECONDS, Backoff
 from .budget import RetryBudget
 from .course import Rules
 from .policy import Policy, Site
@@ -31,7 +31,8 @@ class Retry(Policy):
 
     Never tried again, unless named in `on`: cancellations; rejections of our own policies (an open circuit, a full
     bulkhead), since the callee was not asked; mistakes of the program (TypeError, AttributeError, NameError,
-    NotImplementedError, AssertionError, ImportError). A group of errors is tried again if each of its errors is.
+    NotImplementedError, AssertionError, ImportError, ConfigurationError, PoolUsageError). A group of errors is tried
+    again if each of its errors is.
 
     Nobody sleeps in vain: a pause that would end after the deadline around the call (a `Deadline`, or anyio's
     `fail_after`), or before a circuit inside this retry closes, is not begun.
@@ -115,6 +116,11 @@ class Retry(Policy):
     def __repr__(self) -> str:
         return f"<Retry {'without limit' if self.rules.attempts is None else self.rules.attempts} attempts>"
 
+    @property
+    def budget(self) -> RetryBudget | None:
+        """What retries are taken from."""
+        return self.rules.budget
+
     def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
         """Give a function that calls `function` again when that may help.
 
@@ -135,8 +141,10 @@ def _check_when(attempts: object, stop: object) -> None:
         check_int("attempts", attempts)
     elif stop is None:
         raise ConfigurationError("attempts must be an int, got None: without a limit it needs stop")
-    if stop is not None and not is_tenacitys(stop, "stop"):
-        raise ConfigurationError(f"stop must be a stop object of tenacity, got {shown(stop)}")
+    if stop is not None:
+        if not is_tenacitys(stop, "stop"):
+            raise ConfigurationError(f"stop must be a stop object of tenacity, got {shown(stop)}")
+        check_function("stop", stop)
 
 
 def _check_what(on: Any, retry_result: object, retry_after: object) -> None:
@@ -144,12 +152,22 @@ def _check_what(on: Any, retry_result: object, retry_after: object) -> None:
         check_retry_object(on)
     elif not is_exception_types(on):
         check_function("on", on)
-    if isinstance(on, tuple) and not on:
+    elif isinstance(on, tuple) and not on:
         raise ConfigurationError("on must name at least one error, got ()")
+    else:
+        for kind in on if isinstance(on, tuple) else (on,):
+            _check_kind(kind)
     if retry_result is not None:
         check_function("retry_result", retry_result)
     if retry_after is not None:
         check_function("retry_after", retry_after)
+
+
+def _check_kind(kind: type[BaseException]) -> None:
+    if issubclass(kind, BaseExceptionGroup):
+        raise ConfigurationError(f"on must name errors, got {kind.__name__}: a group is judged by the errors in it")
+    if not issubclass(kind, Exception) and kind is not BaseException:
+        raise ConfigurationError(f"on must name errors, got {kind.__name__}, which ends a task or the program")
 
 
 def _check_wait(wait: Any, wait_for_admission: object) -> None:
@@ -157,6 +175,6 @@ def _check_wait(wait: Any, wait_for_admission: object) -> None:
         if callable(wait):
             check_function("wait", wait)
         else:
-            check_number("wait", wait, least=0)
+            check_number("wait", wait, least=0, most=MAX_SECONDS)
     if wait_for_admission is not None:
-        check_number("wait_for_admission", wait_for_admission, least=0)
+        check_number("wait_for_admission", wait_for_admission, least=0, most=MAX_SECONDS)

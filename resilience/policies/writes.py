@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from resilience.checks import code_of, shown
 from resilience.errors import ConfigurationError
+from resilience.stack import layers_of
 
 from .policy import operation_name
 
@@ -19,8 +21,19 @@ def writes(function: F) -> F:
 
     @writes
     async def transfer(amount: int) -> None: ...
+
+    Raises:
+        ConfigurationError: not a function, or one that takes no mark: a builtin, or a method of an object.
     """
-    setattr(function, _MARK, True)
+    marked: object = function
+    if isinstance(function, staticmethod | classmethod):
+        marked = function.__func__  # whoever calls it sees nothing else
+    if not callable(marked):
+        raise ConfigurationError(f"writes marks functions, got {shown(function)}")
+    try:
+        setattr(marked, _MARK, True)
+    except (AttributeError, TypeError):
+        raise ConfigurationError(f"writes cannot mark {shown(function)}: mark the function that calls it") from None
     return function
 
 
@@ -30,7 +43,8 @@ def refuse_write(function: object, title: str) -> None:
     Raises:
         ConfigurationError: it is.
     """
-    if getattr(function, _MARK, False):
+    # A callable object is marked by its class's `__call__`.
+    if any(getattr(one, _MARK, None) is True for one in (*layers_of(function), *layers_of(code_of(function)))):
         raise ConfigurationError(
             f"{title} cannot be around {operation_name(function)}, which is marked as writes: it must not be done twice"
         )

@@ -7,7 +7,6 @@ import gc
 import inspect
 import time
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from math import inf, nan
@@ -24,66 +23,9 @@ from resilience.events import AttemptFailed, PolicyHookFailed, RetryStopped, cap
 from resilience.policies import Backoff, Retry, RetryBudget, writes
 from resilience.testing import VirtualClock
 
+from .callees import Async, Callee, Sync, World, raised, reasons
+
 pytestmark = pytest.mark.anyio
-
-
-class Callee:
-    """Gives or raises, call by call, what it was told; the last for ever."""
-
-    def __init__(self, *ends: Any) -> None:
-        self.ends = ends
-        self.calls = 0
-
-    def __call__(self) -> Any:
-        end = self.ends[min(self.calls, len(self.ends) - 1)]
-        self.calls += 1
-        if isinstance(end, BaseException):
-            raise end
-        return end
-
-
-class World:
-    """Makes calls, and tells the seconds that passed."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-
-    async def call(self, callee: Callable[[], Any], attempts: int | None = 3, **options: Any) -> Any:
-        raise NotImplementedError
-
-
-class Async(World):
-    async def call(self, callee: Callable[[], Any], attempts: int | None = 3, **options: Any) -> Any:
-        async def run() -> Any:
-            return callee()
-
-        return await Retry(attempts, clock=self.clock, name="search", **{"wait": 1.0} | options)(run)()
-
-
-class Sync(World):
-    async def call(self, callee: Callable[[], Any], attempts: int | None = 3, **options: Any) -> Any:
-        clock: Any = self.clock
-
-        def run() -> Any:
-            return callee()
-
-        return Retry(attempts, clock=clock, sleep=clock.advance, name="search", **{"wait": 1.0} | options)(run)()
-
-
-@pytest.fixture(params=["async", "sync"])
-def world(request: pytest.FixtureRequest) -> World:
-    return Async(anyio.current_time) if request.param == "async" else Sync(VirtualClock(autojump=False))
-
-
-async def raised(world: World, callee: Callable[[], Any], *args: Any, **options: Any) -> BaseException:
-    with pytest.raises(BaseException) as caught:  # noqa: PT011 - each test looks at what it is
-        await world.call(callee, *args, **options)
-    error: BaseException = caught.value
-    return error
-
-
-def reasons(told: list[Any]) -> list[str]:
-    return [event.stop_reason for event in told if isinstance(event, RetryStopped)]
 
 
 # --- how often ---
