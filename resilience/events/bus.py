@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import Any, Final, Self, TypeAlias
 
 from resilience.checks import is_async, shown
@@ -163,6 +164,9 @@ class Outbox:
     may run under a lock. The thread that finds nobody delivering delivers for all; the others go on at once. A sink
     that acts on the component it hears from only adds to the queue, so there is no recursion.
 
+    Whoever delivers, a sink sees the context variables of the call that the event is about: with another's, a log line
+    would name the wrong request.
+
     Attributes:
         pending: what is not told yet; looked at after each step of the component.
     """
@@ -170,7 +174,7 @@ class Outbox:
     __slots__ = ("_delivering", "_dropped", "pending")
 
     def __init__(self) -> None:
-        self.pending: deque[Event] = deque()
+        self.pending: deque[tuple[Event, Context]] = deque()
         self._delivering = threading.Lock()
         self._dropped = 0
 
@@ -184,10 +188,12 @@ class Outbox:
         if len(self.pending) >= MAX_PENDING:
             self._dropped += 1
             return
-        self.pending.append(event)
+        context = copy_context()
+        self.pending.append((event, context))
         if self._dropped:  # told where they are missing: with the first event that there is room for again
             dropped, self._dropped = self._dropped, 0
-            self.pending.append(EventsDropped(event.name, event.at, sink="outbox", dropped=dropped))
+            told = EventsDropped(event.name, event.at, sink="outbox", dropped=dropped)
+            self.pending.append((told, context))
 
     def deliver(self) -> None:
         """Tell what is pending; the caller holds no lock."""
@@ -198,6 +204,7 @@ class Outbox:
             try:
                 while pending and left:
                     left -= 1
-                    emit(pending.popleft())
+                    event, context = pending.popleft()
+                    context.run(emit, event)
             finally:
                 self._delivering.release()

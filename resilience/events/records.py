@@ -491,7 +491,7 @@ class AttemptFailed(Event):
 
 @_record
 class RetrySuppressed(Event):
-    """A retry was due and was not made, to spare a dependency in trouble."""
+    """A retry or a hedge was due and was not made, to spare a dependency in trouble."""
 
     kind: ClassVar[str] = "retry.suppressed"
     default_severity: ClassVar[Severity] = "warning"

@@ -163,9 +163,9 @@ class Course:
 
     def _after_failure(self, error: BaseException | None, state: Any, wall: float, remaining: float) -> Step:
         own, asked = self._own_delay(state), self._asked(error, wall)
-        if asked is not None and asked > self._most_asked():
+        if asked > self._most_asked():
             return Step(None, "retry_after_too_long")
-        delay = max(own, asked or 0.0)
+        delay = max(own, asked)
         if delay >= remaining:
             return _too_late(remaining)
         if self._stops(state, delay):
@@ -233,14 +233,13 @@ class Course:
         seconds = seconds_asked(answer, 0.0) if isinstance(answer, int | float) else None
         return Backoff().delay(self.attempt, self._rules.rng) if seconds is None else min(seconds, MAX_SECONDS)
 
-    def _asked(self, error: BaseException | None, wall: float) -> float | None:
+    def _asked(self, error: BaseException | None, wall: float) -> float:
         """Give the seconds that the server asked for; of a group, the most that one of its errors tells of."""
         hook = self._rules.retry_after
         if error is None or hook is None:
-            return None
+            return 0.0
         several = leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-        asked = [seconds_asked(self._ask("retry_after", hook, one), wall) for one in several]
-        return max((seconds for seconds in asked if seconds is not None), default=None)
+        return max(seconds_asked(self._ask("retry_after", hook, one), wall) or 0.0 for one in several)
 
     def _most_asked(self) -> float:
         return self._rules.wait.cap if isinstance(self._rules.wait, Backoff) else MAX_SECONDS

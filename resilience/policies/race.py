@@ -13,7 +13,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from resilience.clock import Clock
-from resilience.events import HedgeLaunched, HedgeWon, emit
+from resilience.events import HedgeLaunched, HedgeWon, RetrySuppressed, emit
 
 from .budget import RetryBudget
 from .calls import seconds_left
@@ -68,6 +68,7 @@ class Attempts:
         self._results: list[Any] = []  # the winner's comes first
         self._made = 0
         self._taken = 0  # from the budget, and not given back yet
+        self._denied = False
         self._news: anyio.Event | None = None
 
     @property
@@ -81,6 +82,7 @@ class Attempts:
             return False
         if self.number >= 0 and self._budget is not None:
             if not self._budget.take():
+                self._tell_denied()
                 return False
             self._taken += 1
         self.number += 1
@@ -90,6 +92,11 @@ class Attempts:
         if self.number and HedgeLaunched.sinks:
             emit(HedgeLaunched(self._name, self._clock(), number=self.number))
         return True
+
+    def _tell_denied(self) -> None:
+        if not self._denied and RetrySuppressed.sinks:
+            emit(RetrySuppressed(self._name, self._clock(), reason="budget"))
+        self._denied = True  # told once per call: after each failure it is asked anew
 
     async def make(self) -> None:
         """Make an attempt and keep what it gives; only a cancellation is raised, perhaps in a group."""

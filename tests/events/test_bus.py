@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -619,7 +620,7 @@ def test_a_flood_behind_a_slow_sink_is_bounded_while_it_lasts_and_every_drop_is_
         if len(pending) < 10:
             for _ in range(700):
                 outbox.put(hit())
-        pending.append(sum(isinstance(one, CacheHit) for one in outbox.pending))
+        pending.append(sum(isinstance(one, CacheHit) for one, _ in outbox.pending))
 
     dropped: list[EventsDropped] = []
     outbox.put(hit())
@@ -667,10 +668,10 @@ def test_a_thread_that_finds_another_delivering_goes_on_at_once() -> None:
     assert subscription.errors == 0
 
 
-class LateDeque(deque[Event]):
+class LateDeque(deque[tuple[Event, Context]]):
     """A queue that looks empty at its moment of choice, and then gets one more event from another thread."""
 
-    def __init__(self, events: list[Event], after: Callable[[], None]) -> None:
+    def __init__(self, events: list[tuple[Event, Context]], after: Callable[[], None]) -> None:
         super().__init__(events)
         self._after = after
         self._looked_empty = 0
@@ -700,10 +701,36 @@ def test_an_event_put_while_the_delivery_ends_is_not_lost() -> None:
         thread.start()
         thread.join()
 
-    outbox.pending = LateDeque([hit(at=0.0)], another_thread)
+    outbox.pending = LateDeque([(hit(at=0.0), copy_context())], another_thread)
     with subscribe(lambda event: heard.append(event.at), CacheHit):
         outbox.deliver()
     assert heard == [0.0, 1.0]
+
+
+def test_whoever_delivers_a_sink_sees_the_context_of_what_happened() -> None:
+    request: ContextVar[str] = ContextVar("request")
+    outbox, heard = Outbox(), []
+
+    def act(name: str) -> None:
+        request.set(name)
+        outbox.put(hit(at=1.0))
+        outbox.deliver()  # which is under way, elsewhere
+
+    def listen(event: CacheHit) -> None:
+        heard.append((event.at, request.get()))
+        if not event.at:
+            thread = threading.Thread(target=act, args=("theirs",))
+            thread.start()
+            thread.join()
+
+    token = request.set("mine")
+    try:
+        with subscribe(listen, CacheHit):
+            outbox.put(hit(at=0.0))
+            outbox.deliver()
+    finally:
+        request.reset(token)
+    assert heard == [(0.0, "mine"), (1.0, "theirs")]
 
 
 def test_many_threads_lose_nothing_and_keep_the_order_of_seq() -> None:

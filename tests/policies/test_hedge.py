@@ -15,7 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from resilience.errors import BulkheadFullError, ConfigurationError
-from resilience.events import Event, HedgeLaunched, HedgeWon, capture
+from resilience.events import Event, HedgeLaunched, HedgeWon, RetrySuppressed, capture
 from resilience.policies import Hedge, Quantile, RetryBudget, writes
 from resilience.policies.hedge import _Latencies
 from resilience.policies.race import Attempts
@@ -647,10 +647,10 @@ async def test_scopes_and_groups_work_in_an_attempt(delay: Any) -> None:
 async def test_the_first_answers_when_the_budget_denies_a_hedge(delay: float) -> None:
     callee = Callee((5, "primary"), (0, "hedge"))
     budget = RetryBudget(0, 0)
-    with capture(HedgeLaunched) as events:
+    with capture(HedgeLaunched, RetrySuppressed) as events:
         assert await hedge(delay, 3, budget=budget).call(callee) == "primary"
     assert callee.calls == 1
-    assert not events
+    assert [(event.kind, event.as_dict()["reason"]) for event in events] == [("retry.suppressed", "budget")]
 
 
 @pytest.mark.parametrize("delay", MODES)

@@ -112,6 +112,17 @@ def test_a_stop_object_that_awaits_is_refused() -> None:
         Retry(stop=Later())
 
 
+async def test_a_stop_object_that_says_nothing_stops_nobody(world: World) -> None:
+    class Undecided(tenacity.stop.stop_base):
+        def __call__(self, retry_state: tenacity.RetryCallState) -> Any:
+            return NoTruth()
+
+    callee = Callee(OSError())
+    with capture(PolicyHookFailed) as told:
+        assert await raised(world, callee, stop=Undecided()) is callee.ends[0]
+    assert (callee.calls, [event.as_dict()["hook"] for event in told]) == (3, ["stop", "stop"])
+
+
 # --- rejections ---
 
 
@@ -260,6 +271,11 @@ async def test_a_sink_that_lets_ctrl_c_through_loses_no_budget(world: World) -> 
     with subscribe(interrupted, AttemptFailed), pytest.raises(KeyboardInterrupt):
         await world.call(Callee(OSError()), budget=budget)
     assert (budget.calls, budget.extra) == (0, 0)
+    budget = RetryBudget(ratio=0, floor=1)
+    assert budget.take()  # by another call, which has it still
+    with subscribe(interrupted, AttemptFailed), pytest.raises(KeyboardInterrupt):
+        await world.call(Callee(OSError()), budget=budget)
+    assert budget.extra == 1
 
 
 def test_the_collector_may_end_a_call_in_the_middle_of_a_count() -> None:
