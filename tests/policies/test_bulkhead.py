@@ -141,6 +141,7 @@ def test_no_schedule_of_cancellations_loses_a_place(timeout: float | None) -> No
     assert found.runs > 50
 
 
+@pytest.mark.tells_by_chance
 @pytest.mark.parametrize("seed", range(20))
 async def test_in_a_storm_never_too_many_are_in_and_none_is_forgotten(seed: int) -> None:
     chance = random.Random(seed)

@@ -354,6 +354,7 @@ async def test_an_exit_that_hits_the_caller_itself_is_unwrapped() -> None:
     assert callee.when("cancelled") == {0: 0.101}
 
 
+@pytest.mark.tells_by_chance
 @pytest.mark.parametrize("delay", MODES)
 @pytest.mark.parametrize("in_a_group", [False, True])
 async def test_a_cancellation_that_nobody_asked_for_comes_out(
@@ -493,6 +494,7 @@ def stubborn(*results: object) -> Callable[[], Awaitable[object]]:
     return callee
 
 
+@pytest.mark.tells_by_chance
 async def test_results_of_losers_are_closed_once() -> None:
     results = [Closable(), Closable(), Closable()]
     answer = await hedge(0, 2).call(stubborn(*results))
@@ -501,6 +503,7 @@ async def test_results_of_losers_are_closed_once() -> None:
     assert sorted(result.closed for result in results) == [0, 1, 1]
 
 
+@pytest.mark.tells_by_chance
 async def test_a_result_that_several_attempts_gave_stays_open() -> None:
     result = Closable()
     assert await hedge(0, 2).call(stubborn(result, result, result)) is result
@@ -605,6 +608,7 @@ async def test_a_call_that_is_closed_leaves_nothing_behind(delay: Any) -> None:
 # --- context ---
 
 
+@pytest.mark.tells_by_chance
 @pytest.mark.parametrize("delay", [0, 0.01])
 async def test_attempts_side_by_side_run_in_copies_of_the_callers_context(delay: Any) -> None:
     variable: ContextVar[str] = ContextVar("variable", default="unset")
@@ -628,6 +632,7 @@ async def test_attempts_side_by_side_run_in_copies_of_the_callers_context(delay:
     assert variable.get() == "mine"
 
 
+@pytest.mark.tells_by_chance
 @pytest.mark.parametrize("delay", MODES)
 async def test_scopes_and_groups_work_in_an_attempt(delay: Any) -> None:
     async def callee() -> bool:

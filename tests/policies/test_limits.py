@@ -91,6 +91,7 @@ async def test_a_limit_that_is_used_grows_by_stretches_and_not_by_calls() -> Non
     assert limit.in_flight == 0
 
 
+@pytest.mark.tells_by_chance
 async def test_timeouts_shrink_it_and_it_stays_within_its_bounds() -> None:
     limit = adaptive(AIMD(), initial=10, min_limit=4, max_limit=12)
 

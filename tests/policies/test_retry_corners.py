@@ -372,6 +372,15 @@ def test_what_wraps_itself_is_followed_for_a_while_only() -> None:
     loop.__wrapped__ = loop  # type: ignore[attr-defined]  # that is it
     assert Retry(1).call(loop) == 7
 
+    class HasAll:
+        def __call__(self) -> int:
+            return 7
+
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+    assert Retry(1).call(HasAll()) == 7
+
 
 async def test_a_result_whose_close_is_not_there_when_asked_stops_nobody(world: World) -> None:
     class Broken:
