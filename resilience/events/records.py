@@ -543,6 +543,8 @@ class ConfigReloadFailed(Event):
     kind: ClassVar[str] = "config.reload_failed"
     default_severity: ClassVar[Severity] = "error"
 
+    reason: str
+
 
 @_record
 class TimedOut(Event):

@@ -16,7 +16,7 @@ from resilience.errors import type_name
 from resilience.events import AttemptFailed, PolicyHookFailed, RetryStopped, RetrySuppressed, emit
 
 from .budget import enter, leave
-from .calls import Call, current_call, seconds_left
+from .calls import Call, current_call, note_reason, seconds_left
 from .course import Course, Failed, Rules, Step, ask
 from .discard import discard, discard_async
 from .policy import Site, refuse_awaitable
@@ -236,8 +236,7 @@ class Attempts:
             )
 
     def _tell_end(self, course: Course, reason: str) -> None:
-        if course.call.work is self._work:
-            course.call.stop_reason = reason
+        note_reason(reason, self._work)
         if RetryStopped.sinks:
             # The course knows nothing of the attempt that succeeded.
             attempts = course.attempt + (reason == "success")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from typing import TypeAlias
 
@@ -102,5 +103,6 @@ def enter(budget: RetryBudget) -> Token[_Counted] | None:
 def leave(budget: RetryBudget, token: Token[_Counted] | None) -> None:
     """End what `enter` has begun."""
     if token is not None:
-        _counted.reset(token)
         budget.end_call()
+        with suppress(ValueError):  # in a context of somebody else's: the garbage collector closes coroutines there
+            _counted.reset(token)

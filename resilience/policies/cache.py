@@ -21,14 +21,15 @@ from resilience.errors import CallTimeoutError, type_name
 from resilience.events import CacheHit, PolicyHookFailed, emit
 from resilience.forks import renew_locks_in_child
 
-from .entries import Entries, Entry
+from .entries import Entries, Entry, Key
+from .marks import Mark, Marks
 from .policy import Policy, Site, refuse_awaitable
 from .unchanged import raise_unchanged
 
 Place: TypeAlias = tuple[Hashable, Hashable, Hashable]
 """Where a computation goes on: the event loop (None for plain functions), the function, the key."""
 
-_leading: ContextVar[tuple[object, ...]] = ContextVar("resilience_leading", default=())
+_leading: ContextVar[Marks] = ContextVar("resilience_leading", default=())
 """The marks of the computations that the running code is part of: who waited for one of these would wait for ever."""
 
 
@@ -46,7 +47,9 @@ class Cache(Policy):
     harms nobody else: when the one who computes is cancelled, or exits, another takes over from the start. An error is
     raised in all who wait for it: asked again by each, a dependency in trouble would get all the calls that coalescing
     saved, one after the other. It is one object, each time with the traceback of where it came from and the caller's
-    own frames only, as with a future of asyncio. A call for a key from inside of its own computation computes anew.
+    own frames only, as with a future of asyncio. One that is raised because the deadline of the one who computes cut
+    its retries short is everybody's, too. A call for a key from inside of its own computation computes anew, and so
+    does one that would close a circle of computations that wait for each other.
 
     Args:
         ttl: seconds >= 0 for which a result is used again, from its arrival on; `math.inf` until it is pushed out; 0
@@ -55,7 +58,8 @@ class Cache(Policy):
             they refer to: of a method, its object.
         key: function of the call's arguments that gives the key; None takes the arguments themselves. Keys are
             compared by ==, so that 1, 1.0 and True are one. A key that has no hash bypasses the cache, and so does a
-            call whose `key` function raises, which is told by `PolicyHookFailed`.
+            call whose `key` function raises, or whose key when it is compared; `PolicyHookFailed` tells that.
+            A key that changes while it is kept is another key from then on.
         clock: monotonic seconds.
         name: in events; None is the name of the pipeline, or of the function.
 
@@ -133,8 +137,9 @@ class Cache(Policy):
         get what may have been read before. Without a `key` function, `key_of` makes the key.
         """
         with self._lock:
-            self._entries.forget((key,))
-            for place in [place for place in self._flights if place[2] == (key,)]:
+            kept = Key(key)
+            self._entries.forget(kept)
+            for place in [place for place in self._flights if place[2] == kept]:
                 del self._flights[place]
 
     def clear(self) -> None:
@@ -214,35 +219,51 @@ class Cache(Policy):
             refuse_awaitable(result, self.title)
         return result
 
-    def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Hashable:
-        """Give the key in a tuple, as None may be one; None for a call that bypasses the cache."""
+    def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Key | None:
+        """Give the key; None for a call that bypasses the cache."""
         if self._key is None:
             key: Hashable = (args, tuple(sorted(kwargs.items())) if kwargs else ())
         else:
             try:
                 key = self._key(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - the user's function may raise anything
-                if PolicyHookFailed.sinks:
-                    emit(PolicyHookFailed(site.name, self._clock(), hook="key", error_type=type_name(error)))
+                self._tell_key(error, site)
                 return None
-        return (key,) if _has_hash(key) else None
+        try:
+            return Key(key)
+        except Exception:  # noqa: BLE001 - a type of the user's may raise anything
+            return None
+
+    def _tell_key(self, error: Exception, site: Site) -> None:
+        if PolicyHookFailed.sinks:
+            emit(PolicyHookFailed(site.name, self._clock(), hook="key", error_type=type_name(error)))
 
     # --- what is looked up and noted in one go, under the lock ---
 
-    def _find(self, origin: Hashable, key: Hashable, site: Site) -> Entry | None:
+    def _find(self, origin: Hashable, key: Key, site: Site) -> Entry | None:
         now = self._clock()
-        with self._lock:
-            entry = self._entries.get(origin, key, now)
+        try:
+            with self._lock:
+                entry = self._entries.get(origin, key, now)
+        except Exception as error:  # noqa: BLE001 - of comparing keys of the user's, as below
+            self._tell_key(error, site)
+            return None
         if entry is not None and CacheHit.sinks:
             emit(CacheHit(site.name, now))
         return entry
 
     def _board(self, place: Place, make_event: Callable[[], Any]) -> tuple[_Flight, _Role]:
         """Join the computation at a place, or lead one. An insider is part of it, and must not wait for it."""
+        try:
+            return self._join(place, make_event)
+        except Exception:  # noqa: BLE001 - of comparing keys: nobody finds this one, so the call is made without
+            return _Flight(), "insider"
+
+    def _join(self, place: Place, make_event: Callable[[], Any]) -> tuple[_Flight, _Role]:
         now = self._clock()
         with self._lock:
             flight = self._flights.get(place)
-            if flight is not None and flight.mark in _leading.get():
+            if flight is not None and not flight.mark.await_by(_leading.get()):
                 return flight, "insider"
             if flight is None:
                 flight = _Flight()
@@ -263,10 +284,12 @@ class Cache(Policy):
         """End a computation: keep its result, and let those who wait go on."""
         now = self._clock()
         with self._lock:
-            if self._flights.get(place) is flight:  # else it was invalidated
-                del self._flights[place]
-                if flight.outcome is not None and flight.outcome.error is None:
-                    self._entries.put(place[1], place[2], flight.outcome.value, now)
+            # What comparing keys raises costs an entry, and neither the call nor those who wait for it.
+            with suppress(Exception):
+                if self._flights.get(place) is flight:  # else it was invalidated
+                    del self._flights[place]
+                    if flight.outcome is not None and flight.outcome.error is None:
+                        self._entries.put(place[1], place[2], flight.outcome.value, now)
             if not flight.followers:
                 flight.outcome = None
             event = flight.event
@@ -275,6 +298,7 @@ class Cache(Policy):
 
     def _leave(self, flight: _Flight) -> _Outcome | None:
         """Take what came of a computation: None if nothing did. The last one turns out the light."""
+        flight.mark.leave(_leading.get())
         with self._lock:
             flight.followers -= 1
             outcome = flight.outcome
@@ -308,7 +332,7 @@ class _Flight:
     __slots__ = ("event", "followers", "mark", "outcome")
 
     def __init__(self) -> None:
-        self.mark = object()  # stands for it in contexts, which may live long: they must not keep results alive
+        self.mark = Mark()
         self.event: Any = None
         self.followers = 0
         self.outcome: _Outcome | None = None

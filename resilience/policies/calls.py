@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import ContextVar, Token
 from itertools import count
 from typing import Protocol
 
@@ -51,6 +52,19 @@ class Call:
 
 
 current_call: ContextVar[Call | None] = ContextVar("resilience_call", default=None)
+
+
+def leave_call(token: Token[Call | None]) -> None:
+    """Forget the call that was entered with `current_call.set`."""
+    with suppress(ValueError):  # in a context of somebody else's: the garbage collector closes coroutines there
+        current_call.reset(token)
+
+
+def note_reason(reason: str, work: object) -> None:
+    """Note why the call under way needs no further attempt, if it is a call of `work`."""
+    call = current_call.get()
+    if call is not None and call.work is work:
+        call.stop_reason = reason
 
 
 def seconds_left() -> float:

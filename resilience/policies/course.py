@@ -11,7 +11,7 @@ from math import inf
 from typing import Any, Final, NamedTuple
 
 from resilience.clock import Clock
-from resilience.errors import ConfigurationError, PoolUsageError, RejectedError, type_name
+from resilience.errors import CallTimeoutError, ConfigurationError, PoolUsageError, RejectedError, type_name
 from resilience.stack import Admission
 
 from .backoff import MAX_SECONDS, Backoff, seconds_asked
@@ -43,9 +43,11 @@ _UPWARD: Final = 0.1  # of what a rejection asks for, on top at most: who was re
 _REMEMBERED: Final = 10  # attempts in the note
 
 
-def stop_reason_of(error: RejectedError) -> str:
-    """Give the word by which a rejection ends a call."""
-    return _REASONS.get(error.policy, "shed")
+def stop_reason_of(error: BaseException | None) -> str:
+    """Give the word by which an error ends a call, where no retry has found another one."""
+    if isinstance(error, RejectedError):
+        return _REASONS.get(error.policy, "shed")
+    return "deadline" if isinstance(error, CallTimeoutError) and error.scope == "total" else "attempts"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

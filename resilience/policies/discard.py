@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from inspect import isawaitable, iscoroutine
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
@@ -22,9 +22,31 @@ def discard(result: object) -> None:
 
 async def discard_async(result: object) -> None:
     """Close a result by its `aclose`, else its `close`; whatever cancels the caller, but in 5 s."""
-    with suppress(Exception):
+    await discard_all([result])
+
+
+async def discard_all(results: list[Any]) -> None:
+    """Close results as `discard_async` does one, in turn and all together in 5 s: who waits for it is the caller.
+
+    What strikes through the shield, as asyncio's own cancellation does, is raised when all have been asked to close.
+    """
+    ends = anyio.current_time() + _LONGEST
+    struck: BaseException | None = None
+    for result in results:
+        try:
+            with anyio.move_on_after(max(0.0, ends - anyio.current_time()), shield=True):
+                await _close(result)
+        except GeneratorExit:
+            raise  # nothing can be awaited any more
+        except BaseException as error:  # noqa: BLE001 - raised below
+            struck = error
+    if struck is not None:
+        raise struck
+
+
+async def _close(result: Any) -> None:
+    with suppress(Exception):  # also of the attribute itself
         close = getattr(result, "aclose", None) or getattr(result, "close", None)
         answer = close() if callable(close) else None
         if isawaitable(answer):
-            with anyio.move_on_after(_LONGEST, shield=True):
-                await answer
+            await answer

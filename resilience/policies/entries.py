@@ -16,6 +16,26 @@ class Entry(NamedTuple):
     ends: float
 
 
+class Key(list[Hashable]):
+    """A key with the hash that it had when it was made.
+
+    One that changes later, as an object does whose hash goes by its values, would never be found again: what is kept
+    under it could not be let go, and who waits for it would wait for ever. A list, for its comparison is in C.
+
+    Raises:
+        Exception: it has no hash.
+    """
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, value: Hashable) -> None:
+        super().__init__((value,))
+        self._hash = hash(value)
+
+    def __hash__(self) -> int:  # type: ignore[override]  # a list has none, for it changes; nobody changes this one
+        return self._hash
+
+
 class Entries:
     """Results of functions by function and key. Pure: time comes in as `now`.
 

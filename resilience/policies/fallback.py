@@ -12,7 +12,8 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError, type_name
 from resilience.events import FallbackUsed, PolicyHookFailed, emit
 
-from .course import leaves
+from .calls import current_call, note_reason
+from .course import leaves, single_leaf, stop_reason_of
 from .discard import discard, discard_async
 from .policy import Policy, Site, operation_name, refuse_awaitable
 
@@ -65,6 +66,7 @@ class Fallback(Policy):
         check_function("clock", clock)
         self._answer = _answering(value_or_callable)
         self._is_async = callable(value_or_callable) and is_async(value_or_callable)
+        self.asks_function = callable(value_or_callable)
         self.on = on
         self._on_result = on_result
         self._clock = clock
@@ -102,7 +104,7 @@ class Fallback(Policy):
                 instead = answer(error)
                 if inspect.isawaitable(instead):  # a lambda around an async function is one, too
                     instead = await instead
-                self._tell(type_name(error), site)
+                self._tell(error, site)
                 return instead
             if self._on_result is None or not self._is_unwanted(result, site):
                 return result
@@ -124,7 +126,7 @@ class Fallback(Policy):
                 if not self._is_covered(error, site):
                     raise
                 instead = self._answer_sync(error)
-                self._tell(type_name(error), site)
+                self._tell(error, site)
                 return instead
             if hasattr(type(result), "__await__"):
                 refuse_awaitable(result, self.title)
@@ -166,9 +168,12 @@ class Fallback(Policy):
             self._tell_hook("on_result", failure, site)
             return False
 
-    def _tell(self, error_type: str | None, site: Site) -> None:
+    def _tell(self, error: Exception | None, site: Site) -> None:
+        call = current_call.get()
+        if call is not None and call.stop_reason is None:
+            note_reason(stop_reason_of(None if error is None else single_leaf(error)), site.work)
         if FallbackUsed.sinks:
-            emit(FallbackUsed(site.name, self._clock(), error_type=error_type))
+            emit(FallbackUsed(site.name, self._clock(), error_type=None if error is None else type_name(error)))
 
     def _tell_hook(self, hook: str, failure: Exception, site: Site) -> None:
         if PolicyHookFailed.sinks:

@@ -18,12 +18,14 @@ from resilience.errors import ConfigurationError
 from resilience.forks import renew_locks_in_child
 
 from .budget import RetryBudget, enter, leave
+from .calls import note_reason
 from .policy import Policy, Site
 from .race import Attempts, race, take_turns
 from .writes import refuse_write
 
 _RECENT: Final = 1_000  # latencies: 10 of them are beyond the 99th percentile
 _LATER: Final = 1 + 1e-6  # as late as the others is not late: rounding must launch no hedge
+_LEAST: Final = max(0.001, time.get_clock_info("monotonic").resolution)  # seconds: what takes less may be told as 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +136,17 @@ class Hedge(Policy):
         budget, clock, latencies = self.budget, self._clock, self._latencies
         fixed = inf if isinstance(self.delay, Quantile) else float(self.delay)
 
+        work = site.work
+
         async def hedged(*args: Any, **kwargs: Any) -> Any:
             delay = fixed if latencies is None else latencies.delay()
             note = None if latencies is None else latencies.add
             call = partial(function, *args, **kwargs)
             attempts = Attempts(call, site.name, most=self.max_hedges, budget=budget, clock=clock, note=note)
-            return await (take_turns(attempts) if delay == inf else race(attempts, delay))
+            result = await (take_turns(attempts) if delay == inf else race(attempts, delay))
+            if attempts.number:
+                note_reason("success", work)  # a retry in an attempt that lost has said something else
+            return result
 
         if budget is None:
             return hedged
@@ -184,4 +191,4 @@ class _Latencies:
             count = len(self._by_size)
             if count < self._quantile.warmup:
                 return inf
-            return self._by_size[ceil(self._quantile.share * count) - 1] * _LATER
+            return max(self._by_size[ceil(self._quantile.share * count) - 1] * _LATER, _LEAST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from math import inf
 from typing import Any, Final, Literal, TypeAlias
 
@@ -11,6 +12,7 @@ from resilience.windows import TimeWindow
 
 from .order import kind_of
 from .plan import longest_pauses, plan_of
+from .tenacity import never_stops
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
 _WORST_FIRST: Final = ("error", "warning", "info")
@@ -55,14 +57,24 @@ def _all(policies: Policies, kind: str) -> list[Any]:
 
 
 def _times_that_cannot_pass(policies: Policies) -> Iterator[Finding]:
-    for deadline, timeout in _pairs(policies, "deadline", "timeout"):
-        if timeout.seconds >= deadline.seconds:
+    for outer, inner in product(("deadline", "timeout"), repeat=2):
+        for first, late in _pairs(policies, outer, inner):
+            if late.seconds >= first.seconds:
+                yield Finding(
+                    "timeout-beyond-deadline",
+                    "error",
+                    f"the {inner} of {late.seconds:g} s never fires: the {outer} of {first.seconds:g} s around it "
+                    "comes first. Make it shorter, so that a second attempt has a chance",
+                    {"timeout": late.seconds, "deadline": first.seconds},
+                )
+    for hedge, timeout in _pairs(policies, "hedge", "timeout"):
+        if isinstance(hedge.delay, int | float) and timeout.seconds <= hedge.delay < inf:
             yield Finding(
-                "timeout-beyond-deadline",
-                "error",
-                f"the attempt's timeout of {timeout.seconds:g} s never fires: the deadline of {deadline.seconds:g} s "
-                "comes first. Make it shorter, so that a second attempt has a chance",
-                {"timeout": timeout.seconds, "deadline": deadline.seconds},
+                "hedge-beyond-timeout",
+                "warning",
+                f"no hedge starts beside a slow attempt: the timeout of {timeout.seconds:g} s ends it before the delay "
+                f"of {hedge.delay:g} s is over",
+                {"delay": hedge.delay, "timeout": timeout.seconds},
             )
     for deadline, retry in _pairs(policies, "deadline", "retry"):
         inside = plan_of(policies[policies.index(retry) :])
@@ -81,8 +93,8 @@ def _calls_without_an_end(policies: Policies) -> Iterator[Finding]:
     if not _all(policies, "deadline") and not _all(policies, "timeout"):
         yield Finding("no-time-limit", "warning", "nothing ends a call that hangs: add a Timeout or a Deadline")
     for retry in _all(policies, "retry"):
-        if retry.rules.attempts is None and not _all(policies, "deadline") and retry.rules.stop is None:
-            yield Finding("endless-retry", "error", "nothing ends these attempts: add a Deadline")
+        if retry.rules.attempts is None and not _all(policies, "deadline") and never_stops(retry.rules.stop):
+            yield Finding("endless-retry", "error", "nothing ends these attempts: add a Deadline", {"attempts": None})
 
 
 def _scopes_turned_round(policies: Policies) -> Iterator[Finding]:
@@ -103,6 +115,13 @@ def _scopes_turned_round(policies: Policies) -> Iterator[Finding]:
 
 
 def _attempts_uncounted(policies: Policies) -> Iterator[Finding]:
+    for outer, inner in _pairs(policies, "retry", "retry"):
+        yield Finding(
+            "retry-inside-retry",
+            "warning",
+            f"their attempts multiply, to {plan_of(policies).attempts:.0f} per call: one retry is enough",
+            {"attempts": (outer.rules.attempts, inner.rules.attempts)},
+        )
     for limiter, retry in _pairs(policies, "limiter", "retry"):
         yield Finding(
             "limiter-outside-retry",
@@ -128,28 +147,47 @@ def _attempts_uncounted(policies: Policies) -> Iterator[Finding]:
 
 
 def _thresholds_out_of_reach(policies: Policies) -> Iterator[Finding]:
-    for breaker, timeout in _pairs(policies, "breaker", "timeout"):
+    for breaker in _all(policies, "breaker"):
         slow = breaker.config.slow_call_duration
-        if slow is not None and slow >= timeout.seconds:
+        longest = plan_of(_inside(policies, breaker)).seconds
+        if slow is not None and slow > longest:
             yield Finding(
                 "slow-calls-unreachable",
                 "error",
-                f"no call of breaker {breaker.name!r} is ever slow: the timeout of {timeout.seconds:g} s ends it "
-                f"before slow_call_duration, {slow:g} s",
-                {"slow_call_duration": slow, "timeout": timeout.seconds},
+                f"no call of breaker {breaker.name!r} is ever slow: what is inside of it takes {longest:g} s at most, "
+                f"and slow_call_duration is {slow:g} s",
+                {"slow_call_duration": slow, "longest": longest},
+            )
+    for deadline, breaker in _pairs(policies, "deadline", "breaker"):
+        slow = breaker.config.slow_call_duration
+        bounded = plan_of(_inside(policies, breaker)).seconds < deadline.seconds
+        if not bounded and (slow is None or slow >= deadline.seconds):
+            yield Finding(
+                "breaker-blind-to-hangs",
+                "warning",
+                f"calls that hang never count for breaker {breaker.name!r}: the deadline of {deadline.seconds:g} s "
+                "cancels them, which says nothing of the callee. Add a Timeout inside of the breaker, or a "
+                "slow_call_duration below the deadline",
+                {"deadline": deadline.seconds, "slow_call_duration": slow},
             )
     for limiter in _all(policies, "limiter"):
         for breaker in _all(policies, "breaker"):
-            yield from _too_few_calls(limiter, breaker)
+            between = policies[policies.index(limiter) + 1 : policies.index(breaker)]
+            yield from _too_few_calls(limiter, breaker, plan_of(between).attempts)
 
 
-def _too_few_calls(limiter: Any, breaker: Any) -> Iterator[Finding]:
+def _inside(policies: Policies, policy: Any) -> Policies:
+    return policies[policies.index(policy) + 1 :]
+
+
+def _too_few_calls(limiter: Any, breaker: Any, attempts: float) -> Iterator[Finding]:
     window = breaker.config.window
     quotas = getattr(limiter.limiter, "quotas", ())
     cost = limiter.cost
     if not isinstance(window, TimeWindow) or not quotas or callable(cost) or callable(limiter.key) or not cost:
         return
     most = min((quota.burst or quota.limit) + quota.limit * window.seconds / quota.per for quota in quotas) / cost
+    most *= attempts
     if most < breaker.config.minimum_calls:
         yield Finding(
             "breaker-threshold-unreachable",
@@ -167,7 +205,7 @@ def _waits_in_vain(policies: Policies) -> Iterator[Finding]:
             yield Finding(
                 "admission-out-of-reach",
                 "warning",
-                f"wait_for_admission of {patience:g} s never sees breaker {breaker.name!r} close: it stays open for "
+                f"wait_for_admission of {patience:g} s rarely sees breaker {breaker.name!r} close: it stays open for "
                 f"{opened:g} s",
                 {"wait_for_admission": patience, "open_duration": opened},
             )

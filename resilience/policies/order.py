@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from resilience.checks import is_exception_types
 from resilience.errors import ConfigurationError, RejectedError
+from resilience.stack import check_stacks_with
 
 from .budget import RetryBudget
 from .course import MISTAKES
@@ -40,6 +41,7 @@ IMPOSSIBLE: Final = {
     ("pool", "hedge"): "all attempts would use one connection at once",
     ("pool", "retry"): "all attempts would use one connection, the broken one",
     ("pool", "cache"): "the connection would be borrowed for a hit, and be part of the key",
+    ("cache", "fallback"): "the cache would keep the fallback's answer for a result",
 }
 """Outer and inner kind, and why nobody can want that."""
 
@@ -50,12 +52,12 @@ def kind_of(policy: object) -> str:
 
 
 def check_order(policies: tuple[Any, ...]) -> None:
-    """Refuse what makes no sense; `policies` outermost first.
+    """Refuse what makes no sense; `policies` outermost first, pipelines seen through.
 
     Raises:
         ConfigurationError: names both policies and the reason, or the one that is there twice.
     """
-    for outer, inner in _pairs(policies):
+    for outer, inner in _pairs(_flat(policies)):
         if outer is inner:
             raise ConfigurationError(
                 f"{outer!r} must not be twice around one function: what it knows would count double"
@@ -74,14 +76,26 @@ def may_hide(outer: object, inner: object) -> bool:
 
     What predicates let pass is not known here: then nothing is refused.
     """
-    if kind_of(inner) != "fallback":
+    if kind_of(inner) != "fallback" or kind_of(outer) == "cache":
         return True
-    wanted, answered = getattr(getattr(outer, "rules", None), "on", Exception), getattr(inner, "on", Exception)
+    wanted, answered = _errors_seen_by(outer), getattr(inner, "on", Exception)
     if not (is_exception_types(wanted) and is_exception_types(answered)):
         return False
-    # What a retry spares anyway is not hidden from it: a fallback for open circuits may well stand inside.
-    seen = [kind for kind in _types(answered) if not issubclass(kind, _SPARED)]
-    return any(issubclass(one, other) or issubclass(other, one) for one in _types(wanted) for other in seen)
+    # What a retry spares unless it is named is not hidden from it: a fallback for open circuits may well stand inside.
+    return any(
+        issubclass(one, other) or (issubclass(other, one) and not issubclass(other, _SPARED))
+        for one in _types(wanted)
+        for other in _types(answered)
+    )
+
+
+def _errors_seen_by(policy: object) -> Any:
+    """Give what a policy waits for: of a retry `on`, of a breaker `failure_on`, else everything."""
+    for owner, field in (("rules", "on"), ("config", "failure_on")):
+        errors = getattr(getattr(policy, owner, None), field, None)
+        if errors is not None:
+            return errors
+    return Exception
 
 
 def _budget_of(policy: object) -> RetryBudget | None:
@@ -95,5 +109,16 @@ def _pairs(policies: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
             yield outer, inner
 
 
+def _flat(policies: tuple[Any, ...]) -> tuple[Any, ...]:
+    flat: list[Any] = []
+    for policy in policies:
+        inside = getattr(policy, "policies", None)  # of a pipeline: checked, and flat
+        flat.extend(inside if isinstance(inside, tuple) else (policy,))
+    return tuple(flat)
+
+
 def _types(kinds: type[BaseException] | tuple[type[BaseException], ...]) -> tuple[type[BaseException], ...]:
     return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
+check_stacks_with(check_order)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from types import MethodType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar, cast
 from weakref import WeakSet
@@ -11,14 +13,15 @@ from weakref import WeakSet
 from resilience.breaker import CircuitBreaker, CircuitBreakerConfig
 from resilience.checks import check_function, is_async, shown
 from resilience.clock import Clock
-from resilience.errors import ConfigurationError, RejectedError, ResilienceError
+from resilience.errors import ConfigurationError, type_name
 from resilience.events import ConfigReloaded, ConfigReloadFailed, emit
+from resilience.forks import renew_locks_in_child
 from resilience.pool import ConnectionPool
-from resilience.stack import ADMITTED, Admission
+from resilience.stack import ADMITTED, Admission, signature_of
 
 from .cache import Cache
-from .calls import Call, current_call
-from .course import stop_reason_of
+from .calls import Call, current_call, leave_call
+from .course import single_leaf, stop_reason_of
 from .explain import explain
 from .lint import Finding, find
 from .order import check_order
@@ -31,6 +34,7 @@ from .timeout import Deadline, Timeout
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Pipeline(Policy):
@@ -66,6 +70,14 @@ class Pipeline(Policy):
         self._policies = _checked(policies)
         self._memory = Memory()
         self._mounts: WeakSet[_Mount] = WeakSet()
+        self.renew_locks()
+        renew_locks_in_child(self)
+
+    def renew_locks(self) -> None:
+        """Make the lock anew in a forked child."""
+        # Guards policies and mounts, while functions are decorated and policies replaced; calls know nothing of it.
+        # Policies of others are asked under it: reentrant, for they may decorate something.
+        self._lock = threading.RLock()
 
     @classmethod
     def standard(
@@ -134,10 +146,26 @@ class Pipeline(Policy):
         Raises:
             ConfigurationError: one of the policies cannot stand around it.
         """
-        mount = _Mount(function, Site(self.name or site.name, site.origin, site.inner))
-        mount.inner = mount.built(self._policies)
-        self._mounts.add(mount)
-        return mount.make_async(self._memory) if is_async(function) else mount.make_sync(self._memory)
+        with self._lock:
+            mount = self._mounted(function, site)
+            self._mounts.add(mount)
+        return mount.make(self._memory)
+
+    def __call__(self, function: F) -> F:
+        """Put the policies around `function`, whose kind, types, name and docs it keeps.
+
+        A function that gets a connection from a pool in here loses its first parameter, for frameworks that look; to
+        type checkers it keeps it: write `@pipeline` above `@pool.inject` where that matters.
+
+        Raises:
+            ConfigurationError: not a function, or one that a policy cannot stand around; or the policies make no sense
+                around those that are there already.
+        """
+        wrapper: Any = super().__call__(function)
+        given = _given_by(self._policies)
+        if given:
+            wrapper.__signature__ = signature_of(function, given)
+        return cast("F", wrapper)
 
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call `function(*args, **kwargs)` through the policies; of an async function this gives an awaitable.
@@ -147,7 +175,14 @@ class Pipeline(Policy):
         Raises:
             ConfigurationError: as when it decorates.
         """
-        return super().call(function, *args, **kwargs)
+        check_wrappable(function, self.title)
+        called = self._mounted(function, self._site(function)).make(self._memory)
+        return cast("T", called(*args, **kwargs))
+
+    def _mounted(self, function: Callable[..., Any], site: Site) -> _Mount:
+        mount = _Mount(function, replace(site, name=self.name or site.name))
+        mount.inner = mount.built(self._policies)
+        return mount
 
     def call_outcome(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call `function(*args, **kwargs)` through the policies and give an `Outcome`, awaitable if it is async.
@@ -159,21 +194,20 @@ class Pipeline(Policy):
         """
         check_wrappable(function, self.title)
         counter = _Counter(function)
-        site = self._site(function)
-        chain = _Mount(counter.make(), site).built(self._policies)
-        call = Call(site.work, self._memory)
+        mount = self._mounted(counter.make(), self._site(function))
+        chain, call = mount.inner, Call(mount.site.work, self._memory)
         if is_async(function):
             return self._outcome(chain, call, counter, args, kwargs)
         began = self._clock()
         token = current_call.set(call)
         try:
             result = chain(*args, **kwargs)
-        except ConfigurationError:
-            raise
+            if hasattr(type(result), "__await__"):
+                refuse_awaitable(result, self.title)
         except Exception as error:  # noqa: BLE001 - that is what an outcome is for
             return self._failed(call, counter, error, began)
         finally:
-            current_call.reset(token)
+            leave_call(token)
         return self._succeeded(call, counter, result, began)
 
     async def _outcome(
@@ -191,7 +225,7 @@ class Pipeline(Policy):
         except Exception as error:  # noqa: BLE001 - as above
             return self._failed(call, counter, error, began)
         finally:
-            current_call.reset(token)
+            leave_call(token)
         return self._succeeded(call, counter, result, began)
 
     def _succeeded(self, call: Call, counter: _Counter, value: Any, began: float) -> Outcome:
@@ -233,22 +267,25 @@ class Pipeline(Policy):
         """Put other policies in place, also around the functions that are decorated already.
 
         Calls under way end with the policies that they began with. State lives in the objects: a policy that is given
-        again keeps what it knows. Tells `ConfigReloaded`.
+        again keeps what it knows. Tells `ConfigReloaded`. A pipeline that this one was put into does not follow: it has
+        taken over the policies of then.
 
         Raises:
             ConfigurationError: as when a pipeline is made, or for one of the functions; the old policies stay in place,
                 and `ConfigReloadFailed` is told.
         """
         try:
-            checked = _checked(policies)
-            built = [(mount, mount.built(checked)) for mount in list(self._mounts)]
-        except ConfigurationError:
+            with self._lock:
+                checked = _checked(policies)
+                built = [(mount, mount.built(checked)) for mount in self._mounts]
+                self._policies = checked
+                for mount, inner in built:
+                    mount.inner = inner
+        except Exception as error:
             if ConfigReloadFailed.sinks:
-                emit(ConfigReloadFailed(self.name or "pipeline", self._clock()))
+                reason = str(error) if isinstance(error, ConfigurationError) else type_name(error)
+                emit(ConfigReloadFailed(self.name or "pipeline", self._clock(), reason=reason))
             raise
-        self._policies = checked
-        for mount, inner in built:
-            mount.inner = inner
         if ConfigReloaded.sinks:
             emit(ConfigReloaded(self.name or "pipeline", self._clock(), policies=len(checked)))
 
@@ -264,18 +301,21 @@ class _Mount:
     def built(self, policies: tuple[Any, ...]) -> Callable[..., Any]:
         """Give the function with these policies around it."""
         check_order((*policies, *self.site.inner))
-        chain, inner = self.function, self.site.inner
+        chain, site = self.function, self.site
         for policy in reversed(policies):
             if isinstance(policy, ConnectionPool):
                 chain = policy.inject(chain)
             else:
-                chain = policy.around(
-                    chain, Site(getattr(policy, "name", None) or self.site.name, self.site.origin, inner)
-                )
-            inner = (policy, *inner)
+                name = getattr(policy, "name", None) or self.site.name
+                chain = policy.around(chain, replace(site, name=name))
+            site = replace(site, inner=(policy, *site.inner), given=site.given + _given_by((policy,)))
         return chain
 
-    def make_async(self, memory: Memory) -> Callable[..., Awaitable[Any]]:
+    def make(self, memory: Memory) -> Callable[..., Any]:
+        """Give what is called, with whatever chain is there then."""
+        return self._make_async(memory) if is_async(self.function) else self._make_sync(memory)
+
+    def _make_async(self, memory: Memory) -> Callable[..., Awaitable[Any]]:
         work = self.site.work
 
         async def piped(*args: Any, **kwargs: Any) -> Any:
@@ -283,11 +323,11 @@ class _Mount:
             try:
                 return await self.inner(*args, **kwargs)
             finally:
-                current_call.reset(token)
+                leave_call(token)
 
         return piped
 
-    def make_sync(self, memory: Memory) -> Callable[..., Any]:
+    def _make_sync(self, memory: Memory) -> Callable[..., Any]:
         work = self.site.work
 
         def piped(*args: Any, **kwargs: Any) -> Any:
@@ -295,7 +335,7 @@ class _Mount:
             try:
                 result = self.inner(*args, **kwargs)
             finally:
-                current_call.reset(token)
+                leave_call(token)
             if hasattr(type(result), "__await__"):
                 refuse_awaitable(result, "a pipeline")
             return result
@@ -351,6 +391,9 @@ def _policy(given: Any) -> Any:
 def _reason(call: Call, error: Exception) -> str:
     if call.stop_reason is not None and call.stop_reason != "success":
         return call.stop_reason
-    if isinstance(error, RejectedError):
-        return stop_reason_of(error)
-    return "deadline" if isinstance(error, ResilienceError) and getattr(error, "scope", "") == "total" else "attempts"
+    return stop_reason_of(single_leaf(error))
+
+
+def _given_by(policies: tuple[Any, ...]) -> int:
+    """Count the arguments that policies add in front of the user's."""
+    return sum(isinstance(policy, ConnectionPool) for policy in policies)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .backoff import Backoff
+from .course import Rules
 from .order import kind_of
+
+_DRAWN: Final = 10_000  # pauses that are looked at one by one
 
 
 class Plan(NamedTuple):
@@ -34,7 +36,7 @@ def plan_of(policies: tuple[Any, ...]) -> Plan:
 
 def longest_pauses(retry: Any) -> float:
     """Give the most seconds that a retry spends in pauses; infinity where that is not known."""
-    rules = retry.rules
+    rules: Rules = retry.rules
     if rules.attempts is None:
         return inf
     pauses = rules.attempts - 1
@@ -42,10 +44,15 @@ def longest_pauses(retry: Any) -> float:
         return 0.0
     admission = (rules.wait_for_admission or 0.0) * 1.1
     if isinstance(rules.wait, Backoff):
-        # A server may ask for as much as the cap; with many attempts nearly all pauses are the cap's.
-        longest = rules.wait.cap if rules.retry_after is not None else None
-        return sum(max(rules.wait.longest(n) if longest is None else longest, admission) for n in _some(pauses))
-    return inf if callable(rules.wait) else pauses * max(float(rules.wait), admission)
+        if rules.retry_after is not None:  # a server may ask for as much as the cap
+            return pauses * max(rules.wait.cap, admission)
+        drawn = range(1, min(pauses, _DRAWN) + 1)
+        rest = pauses - len(drawn)  # as long as the last: all but a few are the cap's
+        last = max(rules.wait.longest(len(drawn)), admission)
+        return sum(max(rules.wait.longest(number), admission) for number in drawn) + rest * last
+    if callable(rules.wait) or rules.retry_after is not None:
+        return inf
+    return pauses * max(float(rules.wait), admission)
 
 
 def _around(policy: Any, inner: Plan) -> Plan:
@@ -57,7 +64,13 @@ def _around(policy: Any, inner: Plan) -> Plan:
             plan = _times(times, inner)
             return plan._replace(seconds=_product(times, inner.seconds) + longest_pauses(policy))
         case "hedge":
-            return _times(1 + policy.max_hedges, inner)
+            plan = _times(1 + policy.max_hedges, inner)
+            # The last begins after so many delays, or failures as late as can be.
+            delay = policy.delay if isinstance(policy.delay, int | float) else inf
+            return plan._replace(seconds=inner.seconds + policy.max_hedges * min(delay, inner.seconds))
+        case "cache":
+            # Who waits for the computation of another, and then of another when that one is cancelled, has no bound.
+            return inner._replace(seconds=inf)
         case "limiter":
             name, cost = policy.limiter.name, policy.cost
             tokens = inner.tokens | {name: inner.tokens.get(name, 0) + (inf if callable(cost) else cost)}
@@ -86,7 +99,3 @@ def _times(times: float, plan: Plan) -> Plan:
 
 def _product(times: float, value: float) -> float:
     return 0.0 if not times or not value else times * value
-
-
-def _some(pauses: int) -> Iterator[int]:
-    return iter(range(1, min(pauses, 100_000) + 1))

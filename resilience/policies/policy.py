@@ -11,9 +11,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 from resilience.checks import check_name, code_of, is_async, shown
 from resilience.errors import ConfigurationError
-from resilience.stack import ADMITTED, Admission, dressed, layers_of, policies_of
-
-from .order import check_order
+from resilience.stack import ADMITTED, Admission, dressed, layers_of, policies_of, signature_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,11 +26,17 @@ class Site:
         name: of the operation, in events and errors.
         origin: the function that was given to the user's decorator or call; the same however often that happens.
         inner: the policies between it and the function, outermost first.
+        given: how many first arguments these add to the user's, as a pool does the connection.
     """
 
     name: str
     origin: object
     inner: tuple[Any, ...] = ()
+    given: int = 0
+
+    def signature(self) -> inspect.Signature | None:
+        """Give the parameters that calls have here, None where they are not known."""
+        return signature_of(cast("Callable[..., Any]", self.origin), self.given)
 
     @property
     def work(self) -> object:
@@ -67,7 +71,6 @@ class Policy(ABC):
                 policy where that makes no sense, or around itself.
         """
         check_wrappable(function, self.title)
-        check_order((self, *policies_of(function)))
         return cast("F", dressed(self.around(function, self._site(function)), function, self))
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -18,7 +18,7 @@ from resilience.events import HedgeLaunched, HedgeWon, RetrySuppressed, emit
 from .budget import RetryBudget
 from .calls import seconds_left
 from .course import leaves
-from .discard import discard_async
+from .discard import discard_all
 from .unchanged import raise_unchanged
 
 
@@ -137,22 +137,31 @@ class Attempts:
         if not self._results or self.fatal is not None:
             await self.close_results()
             if self._error is None and self.fatal is None:
-                await anyio.lowlevel.checkpoint()  # all were cancelled from outside, and this task is about to be
+                # All were cancelled from outside, and this task is about to be. Where it is not, the task group took
+                # the cancellation for its own, as anyio's does when one of its scopes ends in the same turn.
+                await anyio.lowlevel.checkpoint()
+                raise anyio.get_cancelled_exc_class()
             self._raise()
-        answer = self._results.pop(0)
-        await self.close_results(but=answer)
+        answer = self._results[0]
+        try:
+            await self.close_results(but=answer)
+        except GeneratorExit:
+            raise
+        except BaseException:  # asyncio's own cancellation comes through any shield: nobody gets the answer
+            await discard_all([answer])
+            raise
         if self.winner and HedgeWon.sinks:
             emit(HedgeWon(self._name, self._clock(), number=self.winner))
         return answer
 
     async def close_results(self, but: object = None) -> None:
         """Close the results that nobody gets, each object once: attempts may well give the same one."""
-        closed = [but]
-        while self._results:
-            result = self._results.pop()
-            if not any(result is one for one in closed):
-                closed.append(result)
-                await discard_async(result)
+        left: list[Any] = []
+        for result in self._results:
+            if not any(result is one for one in (but, *left)):
+                left.append(result)
+        self._results.clear()
+        await discard_all(left)
 
     def settle(self) -> None:
         """Give back for attempts that were never made, as the loop came to its end."""
@@ -191,7 +200,7 @@ class Attempts:
             self._budget.give_back()
 
     def _raise(self) -> NoReturn:
-        error: BaseException = self._error or RuntimeError("no attempt came to an end")
+        error: Any = self._error  # there is one, if none is fatal
         traceback = self._traceback
         if self.fatal is not None:
             error, traceback = self.fatal, self.fatal.__traceback__
@@ -215,6 +224,8 @@ async def race(attempts: Attempts, delay: float) -> Any:
             # Attempts raise nothing: it came from outside, as KeyboardInterrupt does, and was wrapped by the group.
             cancelled = anyio.get_cancelled_exc_class()
             attempts.fatal = next((leaf for leaf in leaves(exits) if not isinstance(leaf, cancelled)), exits)
+    except GeneratorExit:
+        raise  # nothing can be awaited any more
     except BaseException:
         await attempts.close_results()
         raise
@@ -257,6 +268,8 @@ async def take_turns(attempts: Attempts) -> Any:
             if attempts.number:
                 await anyio.lowlevel.checkpoint()  # a cancellation is noticed, however the callee fails
             await attempts.make()
+    except GeneratorExit:
+        raise  # nothing can be awaited any more
     except BaseException:
         await attempts.close_results()
         raise

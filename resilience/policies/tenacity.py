@@ -20,6 +20,11 @@ def is_tenacitys(value: object, kind: str) -> bool:
     return base is not None and isinstance(value, base)
 
 
+def never_stops(stop: object) -> bool:
+    """Tell whether it is the stop object that always says no."""
+    return stop is getattr(sys.modules.get("tenacity"), "stop_never", None)
+
+
 def check_retry_object(retry: Any) -> None:
     """Refuse what cannot be asked about a failure at once.
 

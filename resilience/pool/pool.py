@@ -19,7 +19,7 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError, PoolClosedError, PoolTimeoutError, PoolUsageError, type_name
 from resilience.events import PoolClosed, PoolResized, emit
 from resilience.forks import renew_locks_in_child
-from resilience.stack import ADMITTED, Admission, dressed
+from resilience.stack import ADMITTED, Admission, dressed, signature_of
 
 from .budget import Budget
 from .config import MAX_SECONDS, MAX_SIZE, PoolConfig, merged
@@ -315,7 +315,9 @@ class ConnectionPool(Generic[C]):
             async with request as connection:
                 return await function(connection, *args, **kwargs)
 
-        return cast("Callable[P, Awaitable[T]]", dressed(injected, function, self))
+        wrapper = dressed(injected, function, self)
+        wrapper.__signature__ = signature_of(function, given=1)  # frameworks must not ask the caller for a connection
+        return cast("Callable[P, Awaitable[T]]", wrapper)
 
     def admission(self) -> Admission:
         """Tell whether `acquire` would be refused at once, as far as is known now; takes nothing."""

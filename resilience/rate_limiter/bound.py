@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, ParamSpec, Protocol, TypeVar, cast
 
 from resilience.checks import check_function, check_int, check_number, code_of, is_async, shown
 from resilience.errors import ConfigurationError, RateLimitedError
-from resilience.stack import ADMITTED, Admission, dressed
+from resilience.stack import ADMITTED, Admission, dressed, signature_of
 
 from .decision import Decision
 
@@ -39,6 +39,13 @@ class Limits(Protocol):
 
     def acquire_sync(self, key: str | bytes, cost: int, *, timeout: float | None) -> Decision:
         """Take units, waiting for them."""
+
+
+class HasSignature(Protocol):
+    """What is asked of the place in a pipeline."""
+
+    def signature(self) -> inspect.Signature | None:
+        """Give the parameters that calls have there."""
 
 
 class BoundLimiter:
@@ -91,7 +98,7 @@ class BoundLimiter:
         Cancellation: while it waits for its turn, the units are given back.
         """
         check_limitable(function)
-        wrapper: Any = dressed(self._limited(function), function, self)
+        wrapper: Any = dressed(self._limited(function, signature_of(function)), function, self)
         wrapper.rate_limiter = self.limiter
         return cast("F", wrapper)
 
@@ -106,12 +113,12 @@ class BoundLimiter:
         """
         if not callable(function):
             raise ConfigurationError(f"function must be callable, got {shown(function)}: pass the function itself")
-        return cast("T", self._limited(function)(*args, **kwargs))
+        return cast("T", self._limited(function, signature_of(function))(*args, **kwargs))
 
-    def around(self, function: Callable[..., Any], site: object = None) -> Callable[..., Any]:  # noqa: ARG002 - as policies have it
+    def around(self, function: Callable[..., Any], site: HasSignature) -> Callable[..., Any]:
         """Give a function that calls `function` within its limit, without its name and docs: for pipelines."""
         check_limitable(function)
-        return self._limited(function)
+        return self._limited(function, site.signature())
 
     def admission(self) -> Admission:
         """Tell what is known, without a trip to a store, of whether a call would be let in now.
@@ -122,8 +129,8 @@ class BoundLimiter:
             return ADMITTED
         return self.limiter.admission(self.key, self.cost)
 
-    def _limited(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        key_of, cost_of = _reader(self.key, function), _reader(self.cost, function)
+    def _limited(self, function: Callable[..., Any], signature: inspect.Signature | None) -> Callable[..., Any]:
+        key_of, cost_of = _reader(self.key, signature), _reader(self.cost, signature)
         if is_async(function):
 
             async def limited(*args: Any, **kwargs: Any) -> Any:
@@ -155,16 +162,15 @@ class BoundLimiter:
             raise self.limiter.refusal(key, decision)
 
 
-def _reader(what: Any, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-    """Give the function that reads a key or a cost from the arguments of a call of `function`.
+def _reader(what: Any, signature: inspect.Signature | None) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """Give the function that reads a key or a cost from the arguments of a call of a function with this signature.
 
     A function that takes `**others` gets every argument by its name, defaults included, however the caller passed it:
     `key=lambda user, **_: user` holds for `search("alice", "owls")` as well. Any other gets them as they are.
     """
     if not callable(what):
         return lambda args, kwargs: what  # noqa: ARG005 - the same for every call
-    signature = _signature(function) if _takes_names(what) else None
-    if signature is None:
+    if signature is None or not _takes_names(what):
         return lambda args, kwargs: what(*args, **kwargs)
     others = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
 
@@ -180,16 +186,9 @@ def _reader(what: Any, function: Callable[..., Any]) -> Callable[[tuple[Any, ...
 
 
 def _takes_names(function: Callable[..., Any]) -> bool:
-    signature = _signature(function)
+    signature = signature_of(function)
     kinds = [] if signature is None else [one.kind for one in signature.parameters.values()]
     return inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.POSITIONAL_ONLY not in kinds
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    try:
-        return inspect.signature(function)
-    except (TypeError, ValueError):  # some functions in C have none
-        return None
 
 
 def check_limitable(function: object) -> None:

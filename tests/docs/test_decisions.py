@@ -15,7 +15,7 @@ KEPT = (ROOT / "docs" / "decisions" / "measured.txt").read_text("utf-8")
 
 def measured(decision: str) -> set[str]:
     """The numbers that the kept runs have for a decision, as pages write them."""
-    units = "ns|us|ms|s|bytes|calls|connects|rates|waits|%"
+    units = "ns|us|ms|s|attempts|bytes|calls|connects|rates|waits|%"
     values = [float(value) for value in re.findall(rf"^{decision} .* ([\d.]+) (?:{units})$", KEPT, re.MULTILINE)]
     if decision == "0011":
         outage = json.loads((ROOT / "benchmarks" / "results" / "outage.json").read_text("utf-8"))

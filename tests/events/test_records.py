@@ -70,7 +70,7 @@ RetrySuppressed       retry.suppressed                    warning reason
 RetryStopped          retry.stopped                       warning stop_reason attempts
 PolicyHookFailed      policy.hook_failed                  error   hook error_type
 ConfigReloaded        config.reloaded                     info    policies
-ConfigReloadFailed    config.reload_failed                error
+ConfigReloadFailed    config.reload_failed                error   reason
 TimedOut              timeout.exceeded                    warning scope seconds elapsed
 HedgeLaunched         hedge.launched                      debug   number
 HedgeWon              hedge.won                           debug   number

@@ -435,8 +435,14 @@ def test_an_outcome_of_a_plain_function() -> None:
     assert isinstance(one, Outcome)
     assert (one.ok, type(one.error), one.attempts) == (False, KeyError, 1)
     assert Pipeline(Deadline(1.0)).call_outcome(lambda: 7).value == 7
-    with pytest.raises(ConfigurationError, match="awaitable from a plain function"):
-        Pipeline(Deadline(1.0)).call_outcome(lambda: anyio.sleep(1))
+
+    class Nothing:
+        def around(self, function: Any, _: object) -> Any:
+            return function
+
+    for policy in (Deadline(1.0), Nothing()):
+        misused = Pipeline(policy).call_outcome(lambda: anyio.sleep(1))
+        assert (misused.ok, type(misused.error)) == (False, ConfigurationError)
 
 
 # --- the story of a call ---

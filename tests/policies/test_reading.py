@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+import tenacity
 
 from resilience import CircuitBreaker, ConnectionPool, RateLimiter, TimeWindow
 from resilience.policies import (
@@ -18,6 +19,7 @@ from resilience.policies import (
     Hedge,
     Pipeline,
     Policy,
+    Quantile,
     Retry,
     RetryBudget,
     Timeout,
@@ -49,9 +51,15 @@ def pool(**options: Any) -> ConnectionPool[Any]:
         (
             (Retry(3, wait=0), Hedge(0.1, max_hedges=2, idempotent=True), limiter(cost=5), Timeout(1.0)),
             9,
-            3.0,
+            3.6,
             {"quota": 45},
         ),
+        ((Hedge(5.0, max_hedges=2, idempotent=True), Timeout(1.0)), 3, 3.0, {}),
+        ((Hedge(inf, idempotent=True), Timeout(1.0)), 2, 2.0, {}),
+        ((Hedge(Quantile(), idempotent=True), Timeout(1.0)), 2, 2.0, {}),
+        ((Hedge(0, idempotent=True), Timeout(1.0)), 2, 1.0, {}),
+        ((Retry(3, wait=0.1, retry_after=lambda _: 1.0), Timeout(2.0)), 3, inf, {}),
+        ((Retry(20_001, wait=Backoff(base=1, cap=1)), Timeout(1.0)), 20_001, 40_001.0, {}),
         ((limiter(), Retry(3, wait=0), Timeout(1.0)), 3, 3.0, {"quota": 1}),
         ((limiter(cost=lambda: 1), Timeout(1.0)), 1, 1.0, {"quota": inf}),
         ((limiter(wait=True, timeout=3.0), Timeout(1.0)), 1, 4.0, {"quota": 1}),
@@ -59,7 +67,9 @@ def pool(**options: Any) -> ConnectionPool[Any]:
         ((Bulkhead(1, max_waiting=5, timeout=3.0), Timeout(1.0)), 1, 4.0, {}),
         ((pool(acquire_timeout=3.0), Timeout(1.0)), 1, 4.0, {}),
         ((pool(acquire_timeout=None), Timeout(1.0)), 1, inf, {}),
-        ((Fallback(1), Cache(1.0, max_size=1), Timeout(1.0)), 1, 1.0, {}),
+        ((Fallback(1), Timeout(1.0)), 1, 1.0, {}),
+        ((Cache(1.0, max_size=1), Timeout(1.0)), 1, inf, {}),
+        ((Deadline(3.0), Cache(1.0, max_size=1), Timeout(1.0)), 1, 3.0, {}),
     ],
 )
 def test_the_worst_case(policies: Any, attempts: float, seconds: float, tokens: dict[str, float]) -> None:
@@ -82,6 +92,9 @@ def test_it_is_told_in_a_few_lines() -> None:
         "  units of limiter 'quota' per call: at most 6",
     ]
     assert "longest call: unbounded" in Pipeline(Bulkhead(1)).explain()
+    told = Pipeline(Fallback(lambda: 7), Deadline(1.0)).explain()
+    assert "longest call: 1 s if the function is async" in told
+    assert "and the time of the fallback's function" in told
 
 
 BUDGET = RetryBudget()
@@ -98,10 +111,26 @@ TIMES = TimeWindow(10.0)
         ((Timeout(2.0), Retry(2)), ["timeout-outside-retry"]),
         ((Retry(2), Deadline(1.0)), ["deadline-inside-retry"]),
         ((Deadline(1.0), limiter(), Retry(2)), ["limiter-outside-retry"]),
-        ((Deadline(1.0), CircuitBreaker("x"), Retry(2)), ["breaker-outside-retry"]),
+        ((Deadline(1.0), CircuitBreaker("x"), Retry(2), Timeout(0.1)), ["breaker-outside-retry"]),
         ((Deadline(1.0), Bulkhead(1), Retry(2)), ["bulkhead-outside-retry"]),
-        ((CircuitBreaker("x", slow_call_duration=1.0), Timeout(1.0)), ["slow-calls-unreachable"]),
-        ((CircuitBreaker("x", slow_call_duration=0.9), Timeout(1.0)), []),
+        ((CircuitBreaker("x", slow_call_duration=1.1), Timeout(1.0)), ["slow-calls-unreachable"]),
+        ((CircuitBreaker("x", slow_call_duration=1.0), Timeout(1.0)), []),
+        ((CircuitBreaker("x", slow_call_duration=1.1), Bulkhead(1, max_waiting=1, timeout=1.0), Timeout(1.0)), []),
+        ((Deadline(1.0), CircuitBreaker("x")), ["breaker-blind-to-hangs"]),
+        ((Deadline(1.0), CircuitBreaker("x", slow_call_duration=1.0)), ["breaker-blind-to-hangs"]),
+        ((Deadline(1.0), CircuitBreaker("x", slow_call_duration=0.9)), []),
+        ((Deadline(1.0), CircuitBreaker("x"), Timeout(0.9)), []),
+        ((Timeout(1.0), Timeout(5.0)), ["timeout-beyond-deadline"]),
+        ((Deadline(1.0), Deadline(5.0), Timeout(0.1)), ["timeout-beyond-deadline"]),
+        ((Retry(2), Retry(3), Timeout(1.0)), ["retry-inside-retry"]),
+        ((Hedge(5.0, idempotent=True), Timeout(1.0)), ["hedge-beyond-timeout"]),
+        ((Hedge(inf, idempotent=True), Timeout(1.0)), []),
+        ((Retry(None, stop=tenacity.stop_never), Timeout(1.0)), ["endless-retry"]),
+        ((Retry(None, stop=tenacity.stop_after_attempt(3)), Timeout(1.0)), []),
+        (
+            (limiter("1/second"), Retry(2), CircuitBreaker("x", window=TIMES, minimum_calls=20), Timeout(1.0)),
+            ["limiter-outside-retry"],
+        ),
         (
             (CircuitBreaker("x", window=TIMES, minimum_calls=20), limiter("1/second"), Timeout(1.0)),
             ["breaker-threshold-unreachable"],
