@@ -29,7 +29,7 @@ bench-%: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/bench_$*.py $(ARGS)
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "the site is in site/index.html"
 
 clean:
