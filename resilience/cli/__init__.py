@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status. Arguments that make no sense end the process with status 2 and a message.
     """
     parser = argparse.ArgumentParser(prog="resilience", description="Live with dependencies that fail.")
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="{demo}", required=True)
     demo = commands.add_parser("demo", help="watch a breaker and a rate limiter earn their keep, on real servers")
     demo.add_argument(
         "--seconds", type=float, default=20.0, metavar="N", help="length of the run, 3 to 600 (default 20)"

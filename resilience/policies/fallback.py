@@ -182,6 +182,8 @@ class Fallback(Policy):
 
 def _check_on(on: object) -> None:
     if not is_exception_types(on):
+        if not callable(on):
+            raise ConfigurationError(f"on must be an exception type, a tuple of them, or a predicate, got {shown(on)}")
         check_function("on", on)
         return
     if on == ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import time
 from collections.abc import Callable
@@ -137,6 +138,8 @@ class Retry(Policy):
 
 
 def _check_when(attempts: object, stop: object) -> None:
+    if inspect.isroutine(attempts):  # a decorator without its parentheses
+        raise ConfigurationError(f"attempts must be an int, got {shown(attempts)}: write @Retry() around a function")
     if attempts is not None:
         check_int("attempts", attempts)
     elif stop is None:
@@ -151,6 +154,11 @@ def _check_what(on: Any, retry_result: object, retry_after: object) -> None:
     if is_tenacitys(on, "retry"):
         check_retry_object(on)
     elif not is_exception_types(on):
+        if not callable(on):
+            raise ConfigurationError(
+                "on must be an exception type, a tuple of them, a predicate, or a retry object of tenacity, "
+                f"got {shown(on)}"
+            )
         check_function("on", on)
     elif isinstance(on, tuple) and not on:
         raise ConfigurationError("on must name at least one error, got ()")
@@ -174,7 +182,12 @@ def _check_wait(wait: Any, wait_for_admission: object) -> None:
     if not isinstance(wait, Backoff):
         if callable(wait):
             check_function("wait", wait)
-        else:
+        elif isinstance(wait, int | float):
             check_number("wait", wait, least=0, most=MAX_SECONDS)
+        else:
+            raise ConfigurationError(
+                "wait must be a Backoff, seconds, a function of the attempt's number, or a wait object of tenacity, "
+                f"got {shown(wait)}"
+            )
     if wait_for_admission is not None:
         check_number("wait_for_admission", wait_for_admission, least=0, most=MAX_SECONDS)

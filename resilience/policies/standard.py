@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from resilience.breaker import CircuitBreaker, CircuitBreakerConfig, circuit_breakers
@@ -34,16 +35,18 @@ def standard_policies(name: str | None, given: dict[str, Any]) -> tuple[Any, ...
     """
     makers = {
         "fallback": _fallback,
-        "deadline": lambda value: value if isinstance(value, Deadline) else Deadline(value),
-        "cache": lambda value: value if isinstance(value, Cache) else Cache(value, max_size=_CACHED),
+        "deadline": _or_short("deadline", Deadline, int | float, "a Deadline, or seconds", Deadline),
+        "cache": _or_short(
+            "cache", Cache, int | float, "a Cache, or seconds", lambda ttl: Cache(ttl, max_size=_CACHED)
+        ),
         "shed": _only("shed", ("shed", "throttle"), "a LoadShed or a Throttle"),
-        "retry": lambda value: value if isinstance(value, Retry) else Retry(value),
+        "retry": _or_short("retry", Retry, int, "a Retry, or a number of attempts", Retry),
         "hedge": _only("hedge", ("hedge",), "a Hedge: it must be told that the call is idempotent"),
         "breaker": lambda value: _breaker(value, name),
         "limiter": lambda value: _limiter(value, name),
         "bulkhead": _bulkhead,
         "pool": _only("pool", ("pool",), "a ConnectionPool"),
-        "timeout": lambda value: value if isinstance(value, Timeout) else Timeout(value),
+        "timeout": _or_short("timeout", Timeout, int | float, "a Timeout, or seconds", Timeout),
     }
     return tuple(
         makers[kind](given[kind])
@@ -56,8 +59,25 @@ def _fallback(value: Any) -> Fallback:
     return value if isinstance(value, Fallback) else Fallback(value)
 
 
+def _or_short(field: str, kind: type, short: Any, what: str, make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, bool) or not isinstance(value, short):
+            raise ConfigurationError(f"{field} must be {what}, got {shown(value)}")
+        return make(value)
+
+    return check
+
+
 def _bulkhead(value: Any) -> Any:
-    return value if kind_of(value) == "bulkhead" else Bulkhead(value)
+    if kind_of(value) == "bulkhead":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(
+            f"bulkhead must be a Bulkhead, an AdaptiveLimit, or a number of concurrent calls, got {shown(value)}"
+        )
+    return Bulkhead(value)
 
 
 def _only(field: str, kinds: tuple[str, ...], what: str) -> Any:

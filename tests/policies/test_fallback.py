@@ -366,7 +366,7 @@ async def test_it_decorates() -> None:
         ({"value_or_callable": lambda *, key: None}, "must take the error, or nothing"),
         ({"value_or_callable": lambda: (yield)}, "must be a plain function, got the generator"),
         ({"value_or_callable": 1, "on": ()}, "on must name at least one error"),
-        ({"value_or_callable": 1, "on": "ValueError"}, "on must be a function"),
+        ({"value_or_callable": 1, "on": "ValueError"}, "on must be an exception type"),
         ({"value_or_callable": 1, "on": KeyboardInterrupt}, "on must name subclasses of Exception"),
         ({"value_or_callable": 1, "on": (ValueError, BaseException)}, "on must name subclasses of Exception"),
         ({"value_or_callable": 1, "on": anyio.sleep}, "on must be a plain function"),

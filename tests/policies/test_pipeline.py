@@ -367,8 +367,12 @@ def test_standard_takes_policies_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"retry": "3"}, "attempts must be an int"),
-        ({"deadline": "1"}, "seconds must be a number"),
+        ({"retry": "3"}, "retry must be a Retry, or a number of attempts, got '3'"),
+        ({"retry": Timeout(2.0)}, "retry must be a Retry, or a number of attempts, got <Timeout 2 s>"),
+        ({"deadline": "1"}, "deadline must be a Deadline, or seconds, got '1'"),
+        ({"timeout": True}, "timeout must be a Timeout, or seconds, got True"),
+        ({"cache": "60"}, "cache must be a Cache, or seconds, got '60'"),
+        ({"bulkhead": "9"}, "bulkhead must be a Bulkhead, an AdaptiveLimit, or a number of concurrent calls"),
         ({"hedge": 0.1}, "hedge must be a Hedge: it must be told that the call is idempotent, got 0.1"),
         ({"shed": 0.1}, "shed must be a LoadShed or a Throttle, got 0.1"),
         ({"pool": "db"}, "pool must be a ConnectionPool, got 'db'"),
