@@ -45,7 +45,7 @@ class AdaptiveLimit(Line):
 
     Raises:
         ConfigurationError: a value out of its range.
-        BulkheadFullError: from the function: no place; its `policy` is "adaptive_limit". The function was not called.
+        BulkheadFullError: from the function, as with `Bulkhead`; its `policy` is "adaptive_limit".
 
     Cancellation: as with `Bulkhead`.
     """
