@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import random
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from math import nan
 from typing import Any
 
@@ -13,9 +16,10 @@ import pytest
 
 from resilience.errors import BulkheadFullError, ConfigurationError, RejectedError
 from resilience.events import PolicyHookFailed, ShedRejected, capture
-from resilience.policies import LoadShed, Throttle
+from resilience.policies import Bulkhead, LoadShed, Throttle
 from resilience.policies.throttle import refused_share
-from resilience.testing import VirtualClock
+from resilience.testing import VirtualClock, explore
+from resilience.testing.explorer import ExploredRun
 
 pytestmark = pytest.mark.anyio
 
@@ -117,8 +121,111 @@ def test_a_throttle_for_plain_functions(clock: VirtualClock) -> None:
     for _ in range(30):
         with pytest.raises(ConfigurationError, match="a throttle got an awaitable"):
             _ = fresh.call(lambda: anyio.sleep(1))
+        with pytest.raises(ConfigurationError, match="a bulkhead got an awaitable"):
+            _ = fresh.call(Bulkhead(1)(lambda: anyio.sleep(1)))
     assert fresh.refused_share == 0  # that is the program's mistake, and no word about the callee
     assert Throttle(clock=clock).call(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("errors", "share"),
+    [
+        ([BulkheadFullError("inner")], 0),
+        ([BulkheadFullError("inner"), ExceptionGroup("", [ConfigurationError("a slip")])], 0),
+        ([BulkheadFullError("inner"), ConnectionError()], 0.9),
+    ],
+)
+def test_of_errors_in_a_group_one_must_be_the_callees(
+    errors: list[Exception], share: float, clock: VirtualClock
+) -> None:
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Unlucky())
+
+    def fail() -> None:
+        raise ExceptionGroup("a task group's", errors)
+
+    for _ in range(50):
+        with pytest.raises(ExceptionGroup):
+            throttle(fail)()
+    assert throttle.refused_share == share
+
+
+class Unlucky(random.Random):
+    """Refuses nothing, and does something else meanwhile."""
+
+    def __init__(self, meddle: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.meddle = meddle
+
+    def random(self) -> float:
+        self.meddle()
+        return 1.0
+
+
+def fail() -> None:
+    raise ConnectionError
+
+
+def test_chance_is_asked_outside_of_the_lock(clock: VirtualClock) -> None:
+    waiting: list[bool] = []
+
+    def look() -> None:
+        thread = threading.Thread(target=repr, args=(throttle,), daemon=True)
+        thread.start()
+        thread.join(20)
+        waiting.append(thread.is_alive())
+
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Unlucky(look))
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            throttle(fail)()
+    assert waiting == [False]
+
+
+@pytest.mark.parametrize("step", ["add", "advance"])
+def test_a_call_that_the_collector_makes_in_the_middle_of_a_step_is_not_counted(clock: VirtualClock, step: str) -> None:
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Unlucky())
+    real = throttle._window
+    depth, seen = 0, []
+
+    class Window:
+        def __getattr__(self, name: str) -> Any:
+            return disturbed if name == step else getattr(real, name)
+
+    def disturbed(*args: Any) -> Any:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            with suppress(ConnectionError):
+                throttle(fail)()
+            seen.append(throttle.refused_share)
+        assert depth == 1
+        depth -= 1
+        return getattr(real, step)(*args)
+
+    def call() -> None:
+        for _ in range(3):
+            with suppress(ConnectionError):
+                throttle(fail)()
+
+    call()
+    throttle._window = Window()  # type: ignore[assignment]
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "the thread waits for itself"
+    assert (seen, real.calls) == ([0.0] * 3, 6)
+
+
+def test_no_cancellation_is_counted() -> None:
+    async def scenario(run: ExploredRun, throttle: Throttle) -> None:
+        async with run.task_group() as group:
+            for _ in range(3):
+                group.start_soon(throttle(anyio.sleep), 1)
+
+    def is_well(throttle: Throttle) -> None:
+        assert throttle.refused_share == 0
+
+    assert explore(scenario, lambda: Throttle(minimum_calls=1), invariant=is_well).complete
 
 
 @pytest.mark.parametrize(
