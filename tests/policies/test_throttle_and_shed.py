@@ -290,6 +290,33 @@ async def test_outside_of_its_block_it_says_so() -> None:
         assert await shed(Callee().__call__)() == "done"
 
 
+@pytest.mark.parametrize("seconds", [None, 0.02, 0.04, 0.05])
+async def test_a_block_that_has_ended_is_looked_at_no_more(seconds: float | None) -> None:
+    shed = LoadShed(clock=anyio.current_time)
+    async with shed:
+        if seconds is not None:  # else the task has not even begun
+            await anyio.sleep(seconds)  # 0.02: it has just been woken
+    await anyio.sleep(5)
+    assert shed.lag == 0
+    with pytest.raises(ConfigurationError, match="must be entered before it is used"):
+        await shed(Callee().__call__)()
+
+
+def test_whenever_its_block_is_cancelled_it_has_ended() -> None:
+    async def scenario(run: ExploredRun, shed: LoadShed) -> None:
+        del run
+        async with shed:
+            await anyio.sleep(0.05)
+
+    async def has_ended(shed: LoadShed) -> None:
+        await anyio.sleep(1)
+        assert shed.lag == 0
+        async with shed:
+            assert await shed(Callee().__call__)() == "done"
+
+    assert explore(scenario, lambda: LoadShed(clock=anyio.current_time), at_end=has_ended).complete
+
+
 async def test_what_its_block_raises_comes_out_as_it_is() -> None:
     error = ValueError("mine")
     with pytest.raises(ValueError, match="mine") as caught:
@@ -328,13 +355,17 @@ async def test_another_measure_of_load() -> None:
     assert repr(shed) == "<LoadShed above a load of 0.8>"
 
 
-def test_a_measure_that_fails_refuses_nobody() -> None:
-    def broken() -> float:
-        raise OSError
+def broken() -> float:
+    raise OSError
 
+
+@pytest.mark.parametrize(
+    ("load", "error_type"), [(broken, "OSError"), (lambda: nan, "ValueError"), (lambda: None, "TypeError")]
+)
+def test_a_measure_that_fails_refuses_nobody(load: Callable[[], float], error_type: str) -> None:
     with capture(PolicyHookFailed) as told:
-        assert LoadShed(load=broken, max_load=1)(lambda: 7)() == 7
-    assert [(event.hook, event.error_type) for event in told] == [("load", "OSError")]
+        assert LoadShed(load=load, max_load=1)(lambda: 7)() == 7
+    assert [(event.hook, event.error_type) for event in told] == [("load", error_type)]
 
 
 @pytest.mark.parametrize(
