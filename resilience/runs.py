@@ -28,5 +28,6 @@ def is_in_event_loop() -> bool:
     """Tell whether an event loop runs in this thread: whoever waits here without an await holds up all its tasks."""
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - public, and what asks for one raises when there is none
         return True
-    trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_run()
+    # Not there at all, or only half of it, while another thread imports trio.
+    in_trio_run = getattr(sys.modules.get("trio.lowlevel"), "in_trio_run", None)
+    return in_trio_run is not None and in_trio_run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class AdaptiveLimit(Line):
         if isinstance(algorithm, type) or not callable(getattr(algorithm, "estimator", None)):
             raise ConfigurationError(f"algorithm must be Vegas(), Gradient2() or AIMD(), got {shown(algorithm)}")
         check_int("min_limit", min_limit)
-        check_int("max_limit", max_limit, least=min_limit)
+        check_int("max_limit", max_limit, least=min_limit, most=sys.maxsize)
         check_int("initial", initial, least=min_limit, most=max_limit)
         check_number("window", window, above=0)
         super().__init__(initial, max_waiting, timeout, clock, name)

@@ -13,7 +13,7 @@ from resilience.clock import Clock
 from resilience.errors import ConfigurationError, RejectedError
 from resilience.events import ShedRejected, emit
 from resilience.forks import renew_locks_in_child
-from resilience.windows import FAILED, SUCCEEDED, TimeWindow
+from resilience.windows import FAILED, MIN_SECONDS, SUCCEEDED, TimeWindow
 
 from .course import leaves
 from .policy import Policy, Site, refuse_awaitable
@@ -28,7 +28,7 @@ class Throttle(Policy):
 
     Args:
         threshold: share of successes that is good enough, above 0 and at most 1. Default 0.9.
-        window: seconds to look back, > 0. Default 60.
+        window: seconds to look back, at least a microsecond. Default 60.
         cap: share of calls that it refuses at most, from 0 to below 1. Default 0.9.
         minimum_calls: below so many in the window nothing is refused, >= 1. Default 20.
         clock: monotonic seconds.
@@ -60,7 +60,7 @@ class Throttle(Policy):
     ) -> None:
         super().__init__(name)
         check_number("threshold", threshold, above=0, most=1)
-        check_number("window", window, above=0)
+        check_number("window", window, least=MIN_SECONDS)
         check_number("cap", cap, least=0, most=0.999)
         check_int("minimum_calls", minimum_calls)
         check_function("clock", clock)

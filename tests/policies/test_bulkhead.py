@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from itertools import product
-from math import nan
+from math import inf, nan
 from types import FrameType
 from typing import Any
 
@@ -534,6 +534,9 @@ async def test_it_tells_whether_there_is_room() -> None:
     [
         ({"max_concurrent": 0}, "max_concurrent must be at least 1, got 0"),
         ({"max_concurrent": 1.5}, "max_concurrent must be an int"),
+        ({"max_concurrent": True}, "max_concurrent must be an int"),
+        ({"max_waiting": inf}, "max_waiting must be an int"),
+        ({"max_waiting": 1, "timeout": True}, "timeout must be a number"),
         ({"max_waiting": -1}, "max_waiting must be at least 0"),
         ({"max_waiting": 1, "timeout": -1}, "timeout must be at least 0"),
         ({"max_waiting": 1, "timeout": nan}, "timeout must be finite"),

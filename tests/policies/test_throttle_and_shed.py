@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from math import nan
+from math import inf, nan
 from typing import Any
 
 import anyio
@@ -233,7 +233,11 @@ def test_no_cancellation_is_counted() -> None:
     [
         ({"threshold": 0}, "threshold must be more than 0"),
         ({"threshold": 1.1}, "threshold must be at most 1"),
-        ({"window": 0}, "window must be"),
+        ({"threshold": nan}, "threshold must be finite"),
+        ({"threshold": True}, "threshold must be a number"),
+        ({"window": 1e-9}, "^window must be at least 1e-06"),
+        ({"window": inf}, "window must be finite"),
+        ({"cap": -1}, "cap must be at least 0"),
         ({"cap": 1}, "cap must be at most 0.999"),
         ({"minimum_calls": 0}, "minimum_calls must be at least 1"),
         ({"rng": 3}, "rng.random must be a function"),
