@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf, nan
 from typing import Any
 
@@ -15,7 +16,8 @@ from resilience.errors import BulkheadFullError, CallTimeoutError, Configuration
 from resilience.events import BulkheadRejected, LimitChanged, capture
 from resilience.policies import AIMD, AdaptiveLimit, Gradient2, Timeout, Vegas
 from resilience.policies.limits import Algorithm, Sample
-from resilience.testing import VirtualClock
+from resilience.testing import VirtualClock, explore
+from resilience.testing.explorer import ExploredRun
 
 pytestmark = pytest.mark.anyio
 
@@ -321,6 +323,50 @@ async def test_a_grown_limit_lets_in_who_waits() -> None:
         limit._places.move(3)
         await anyio.sleep(0.1)
         assert (limit.in_flight, limit.waiting) == (3, 0)
+
+
+def test_no_schedule_of_cancellations_loses_a_place_while_the_limit_moves() -> None:
+    async def call(limit: AdaptiveLimit, seconds: float) -> None:
+        with suppress(BulkheadFullError, TimeoutError):
+            await limit(Timeout(1.5)(anyio.sleep))(seconds)
+
+    async def scenario(run: ExploredRun, limit: AdaptiveLimit) -> None:
+        async with run.task_group() as group:
+            for seconds in (1, 2, 1, 1, 1):
+                group.start_soon(call, limit, seconds)
+
+    def is_within(limit: AdaptiveLimit) -> None:
+        assert limit.in_flight <= 2
+        assert limit.in_flight >= limit.limit or not limit.waiting
+
+    async def is_empty(limit: AdaptiveLimit) -> None:
+        assert (limit.in_flight, limit.waiting) == (0, 0)
+        await limit(anyio.sleep)(0)
+
+    def world() -> AdaptiveLimit:
+        return AdaptiveLimit(AIMD(), initial=2, window=0.1, max_waiting=3, clock=anyio.current_time)
+
+    found = explore(scenario, world, invariant=is_within, at_end=is_empty, limit=400)
+    assert found.runs > 50
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, GeneratorExit, BaseExceptionGroup("", [SystemExit()])]
+)
+async def test_what_is_no_exception_says_nothing_and_gives_the_place_back(error: Any, plain: bool) -> None:
+    limit = adaptive(AIMD(), initial=1)
+
+    def fail() -> None:
+        raise error
+
+    async def fail_later() -> None:
+        raise error
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - each of them
+        _ = limit(fail)() if plain else await limit(fail_later)()  # type: ignore[func-returns-value]
+    assert caught.value is error or caught.type is error
+    assert (limit.in_flight, limit._stretch._dropped, limit._stretch._seconds) == (0, False, [])
 
 
 def test_plain_functions_as_well() -> None:
