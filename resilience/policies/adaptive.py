@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 from typing import Any, ClassVar, Final
 
 from resilience.checks import check_int, check_number, is_async, shown
@@ -15,7 +16,7 @@ from resilience.events import LimitChanged, emit
 from resilience.forks import renew_locks_in_child
 
 from .bulkhead import Line
-from .course import single_leaf
+from .course import leaves
 from .limits import Algorithm, Sample, Vegas
 from .policy import Site, refuse_awaitable
 
@@ -28,9 +29,9 @@ class AdaptiveLimit(Line):
     """Lets as many calls in at once as the dependency can take, which it learns from how long they take.
 
     What calls tell is gathered over a stretch of time, never judged one by one: at least `window` seconds and 50 calls,
-    at most 30 x `window`; the ninth decile stands for all. Timeouts (`TimeoutError` and ours) shrink the limit; other
-    errors, rejections by our own policies and cancellations say nothing. The limit grows only while at least half of it
-    is used.
+    at most 30 x `window`; the ninth decile stands for all. Timeouts (`TimeoutError` and ours, also in a group) shrink
+    the limit, once in `window` seconds however few the calls are, and count for no duration; other errors, rejections
+    by our own policies and cancellations say nothing. The limit grows only while at least half of it is used.
 
     Args:
         algorithm: `Vegas()` (the default), `Gradient2()` or `AIMD()`.
@@ -45,7 +46,7 @@ class AdaptiveLimit(Line):
 
     Raises:
         ConfigurationError: a value out of its range.
-        BulkheadFullError: from the function: no place; its `policy` is "adaptive_limit". The function was not called.
+        BulkheadFullError: from the function, as with `Bulkhead`; its `policy` is "adaptive_limit".
 
     Cancellation: as with `Bulkhead`.
     """
@@ -69,7 +70,7 @@ class AdaptiveLimit(Line):
         if isinstance(algorithm, type) or not callable(getattr(algorithm, "estimator", None)):
             raise ConfigurationError(f"algorithm must be Vegas(), Gradient2() or AIMD(), got {shown(algorithm)}")
         check_int("min_limit", min_limit)
-        check_int("max_limit", max_limit, least=min_limit)
+        check_int("max_limit", max_limit, least=min_limit, most=sys.maxsize)
         check_int("initial", initial, least=min_limit, most=max_limit)
         check_number("window", window, above=0)
         super().__init__(initial, max_waiting, timeout, clock, name)
@@ -78,13 +79,15 @@ class AdaptiveLimit(Line):
         self._estimator = algorithm.estimator()
         self._limit = float(initial)
         self._stretch = _Stretch(window, clock())
-        # Guards the stretch and the estimator.
-        self._lock = threading.Lock()
+        # Guards the stretch, the estimator, and the order in which limits are set. The garbage collector may end a call
+        # under it: hence reentrant. What that call tells then, in the middle of what another one does, moves the limit
+        # within its bounds as any other.
+        self._lock = threading.RLock()
         renew_locks_in_child(self)
 
     def renew_locks(self) -> None:
         """Make the lock anew in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def limit(self) -> int:
@@ -104,13 +107,13 @@ class AdaptiveLimit(Line):
         async def placed(*args: Any, **kwargs: Any) -> Any:
             if not places.take() and (why := await places.wait(timeout)):
                 raise self._refusal(site, why)
-            began = clock()
             try:
-                result = await function(*args, **kwargs)
-            except Exception as error:
-                self._note_error(site, began, error)
-                raise
-            else:
+                began = clock()
+                try:
+                    result = await function(*args, **kwargs)
+                except Exception as error:
+                    self._note_error(site, began, error)
+                    raise
                 self._note(site, began, dropped=False)
                 return result
             finally:
@@ -124,15 +127,15 @@ class AdaptiveLimit(Line):
         def placed(*args: Any, **kwargs: Any) -> Any:
             if not places.take() and (why := places.wait_sync(timeout)):
                 raise self._refusal(site, why)
-            began = clock()
             try:
-                result = function(*args, **kwargs)
+                began = clock()
+                try:
+                    result = function(*args, **kwargs)
+                except Exception as error:
+                    self._note_error(site, began, error)
+                    raise
                 if hasattr(type(result), "__await__"):
                     refuse_awaitable(result, self.title)
-            except Exception as error:
-                self._note_error(site, began, error)
-                raise
-            else:
                 self._note(site, began, dropped=False)
                 return result
             finally:
@@ -141,9 +144,9 @@ class AdaptiveLimit(Line):
         return placed
 
     def _note_error(self, site: Site, began: float, error: Exception) -> None:
-        told = single_leaf(error)
+        told = leaves(error) if isinstance(error, ExceptionGroup) else (error,)
         # A pool's timeout is a rejection: the callee was not asked.
-        if isinstance(told, TimeoutError) and not isinstance(told, RejectedError):
+        if any(isinstance(one, TimeoutError) and not isinstance(one, RejectedError) for one in told):
             self._note(site, began, dropped=True)
 
     def _note(self, site: Site, began: float, *, dropped: bool) -> None:
@@ -156,10 +159,10 @@ class AdaptiveLimit(Line):
             least, most = self._bounds
             self._limit = min(max(self._estimator.next(self._limit, sample), least), most)
             before, after = self._places.limit, int(self._limit)
-        if after != before:
-            self._places.move(after)
-            if LimitChanged.sinks:
-                emit(LimitChanged(site.name, now, before=before, after=after))
+            if after != before:
+                self._places.move(after)
+        if after != before and LimitChanged.sinks:
+            emit(LimitChanged(site.name, now, before=before, after=after))
 
 
 class _Stretch:
@@ -175,14 +178,17 @@ class _Stretch:
     def add(self, seconds: float, in_flight: int, now: float, *, dropped: bool) -> Sample | None:
         """Take in a call; gives a sample when there is enough, which ends the stretch."""
         self._most = max(self._most, in_flight)
-        self._dropped = self._dropped or dropped
-        if len(self._seconds) < 10 * _ENOUGH:  # in a short time with many calls the first will do
+        if dropped:
+            self._dropped = True
+        elif len(self._seconds) < 10 * _ENOUGH:  # in a short time with many calls the first will do
             self._seconds.append(seconds)
         passed = now - self._began
+        if self._dropped:
+            return Sample(inf, self._most, dropped=True) if passed >= self._window else None
         enough = passed >= self._window and len(self._seconds) >= _ENOUGH
         if not enough and not (passed >= 30 * self._window and len(self._seconds) >= _FEWEST):
             return None
         ordered = sorted(self._seconds)
         # A clock that stands still would have calls that take no time, and no ratio.
         told = max(ordered[ceil(_QUANTILE * len(ordered)) - 1], 1e-9)
-        return Sample(told, self._most, self._dropped)
+        return Sample(told, self._most)

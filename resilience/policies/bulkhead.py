@@ -71,7 +71,8 @@ class Bulkhead(Line):
     """Lets so many calls in at once; others wait in the order of their arrival, or are refused.
 
     One object serves tasks of any event loop and threads alike. While there is room a call costs two locked additions,
-    and nobody is woken.
+    and nobody is woken. A plain function that is called in the thread of an event loop never waits: the loop would
+    stand still, and with it whoever is to give a place back.
 
     Args:
         max_concurrent: calls at once, >= 1.
@@ -83,7 +84,8 @@ class Bulkhead(Line):
 
     Raises:
         ConfigurationError: a value out of its range.
-        BulkheadFullError: from the function: no place, `reason` "full", or none in time, "timeout". It was not called.
+        BulkheadFullError: from the function: no place, `reason` "full", or none in time, "timeout", or none and it must
+            not wait, "event_loop". It was not called.
 
     Cancellation: who waits leaves the line; a place that was assigned meanwhile goes to the next.
     """

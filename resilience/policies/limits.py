@@ -15,9 +15,9 @@ class Sample(NamedTuple):
     """What a stretch of calls told.
 
     Attributes:
-        seconds: that a call took, > 0.
+        seconds: that a call took, > 0; how long one that timed out was waited for says nothing.
         in_flight: how many were under way at most.
-        dropped: whether one of them timed out.
+        dropped: whether one of them timed out. It shrinks the limit, and `seconds` are not looked at.
     """
 
     seconds: float
@@ -112,16 +112,15 @@ class _Vegas:
         self._samples = 0
 
     def next(self, limit: float, sample: Sample) -> float:
+        scale = max(1.0, math.log10(limit))
+        if sample.dropped:
+            return limit - scale
         self._samples += 1
         if self._samples > self._config.PROBE * limit:
             self._quickest, self._samples = inf, 0
         if sample.seconds < self._quickest:
             self._quickest = sample.seconds
-            if not sample.dropped:
-                return limit
-        scale = max(1.0, math.log10(limit))
-        if sample.dropped:
-            return limit - scale
+            return limit
         if 2 * sample.in_flight < limit:
             return limit
         # A queue of 2.0000000000000004 is one of 2.
@@ -141,7 +140,7 @@ class Gradient2:
         tolerance: by which calls may become slower without consequence, >= 1. Default 1.5.
         queue: calls that may wait at the dependency, >= 0. Default 4.
         smoothing: share of a new limit that is taken over, above 0 and at most 1. Default 0.2.
-        backoff: factor on a timeout, from 0.5 to below 1. Default 0.9.
+        backoff: factor on a timeout, from 0.5 to below 1; one call less at least. Default 0.9.
 
     Raises:
         ConfigurationError: a value out of its range.
@@ -179,7 +178,7 @@ class _Gradient2:
     def next(self, limit: float, sample: Sample) -> float:
         config = self._config
         if sample.dropped:
-            return limit * config.backoff
+            return min(limit * config.backoff, limit - 1)  # of few calls a tenth is less than one
         self._samples += 1
         # A plain mean at first: one early sample would weigh for hundreds otherwise.
         self._long += (sample.seconds - self._long) / min(self._samples, config.MEMORY)

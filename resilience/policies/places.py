@@ -5,26 +5,28 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from math import inf
 
 import anyio
 
 from resilience.deadline import seconds_left
 from resilience.forks import renew_locks_in_child
-from resilience.runs import caller_of_this_run
+from resilience.runs import caller_of_this_run, is_in_event_loop
 
 
 class _Waiter:
-    """One who waits. `served` is set under the lock: from then on the place is the waiter's, awake or not.
+    """One who waits.
 
-    `lost` is who could not be woken, because the event loop is over: the place has gone to the next.
+    Attributes:
+        wake: ends the wait, from any thread.
+        served: whether it has a place, awake or not.
+        gone: whether it wants none any more.
     """
 
-    __slots__ = ("lost", "served", "wake")
+    __slots__ = ("gone", "served", "wake")
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self.wake = wake
-        self.served = self.lost = False
+        self.served = self.gone = False
 
 
 class Places:
@@ -44,13 +46,15 @@ class Places:
         self.most_waiting = most_waiting
         self.taken = 0
         self._line: OrderedDict[_Waiter, None] = OrderedDict()
-        # Guards all of these. Held around arithmetic only: no await, no waking, no code of users.
-        self._lock = threading.Lock()
+        # Guards all of these. Held around arithmetic only: no await, no waking, no code of users. The garbage collector
+        # may end a call under it, though, wherever the thread that holds it calls something. Hence it is reentrant, and
+        # the books are right at each of these moments: a place is counted before it is given to somebody.
+        self._lock = threading.RLock()
         renew_locks_in_child(self)
 
     def renew_locks(self) -> None:
         """Begin anew in a forked child: those who are in, or wait, are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.taken = 0
         self._line = OrderedDict()
 
@@ -75,7 +79,10 @@ class Places:
     def give_back(self) -> None:
         """Give a place back: to the first in line, if there is one."""
         with self._lock:
-            self.taken = max(0, self.taken - 1)  # a forked child may end what its parent began
+            if self.taken:  # a forked child may end what its parent began
+                self.taken -= 1
+            if not self._line:
+                return
             served = self._serve()
         self._wake(served)
 
@@ -102,67 +109,77 @@ class Places:
         waiter = _Waiter(lambda: call(event.set))
         if not self._enter(waiter):
             return "full"
-        if waiter.served:
-            return ""
         try:
             with anyio.move_on_after(timeout):
                 await event.wait()
         except BaseException:
-            if not self._leave(waiter):
+            if self._leave(waiter):
                 self.give_back()
             raise
-        return "timeout" if self._leave(waiter) else ""
+        return "" if self._leave(waiter) else "timeout"
 
     def wait_sync(self, timeout: float | None) -> str:
-        """Do the same in sync code; a `Deadline` around it ends the wait as well."""
-        event = threading.Event()
-        waiter = _Waiter(event.set)
+        """Do the same in sync code; a `Deadline` around it ends the wait as well.
+
+        Returns:
+            Also "event_loop": one runs in this thread, and would stand still, as would who is to give a place back.
+        """
+        if self.most_waiting and is_in_event_loop():
+            return "event_loop"
+        # Not an Event, whose lock the collector may find held when it has this thread woken.
+        gate = threading.Lock()
+        gate.acquire()
+        waiter = _Waiter(gate.release)
         if not self._enter(waiter):
             return "full"
-        if waiter.served:
-            return ""
-        longest = min(inf if timeout is None else timeout, seconds_left())
+        longest = min(threading.TIMEOUT_MAX if timeout is None else timeout, seconds_left(), threading.TIMEOUT_MAX)
         try:
-            event.wait(None if longest == inf else max(0.0, longest))
+            gate.acquire(timeout=max(0.0, longest))
         except BaseException:
-            if not self._leave(waiter):
+            if self._leave(waiter):
                 self.give_back()
             raise
-        return "timeout" if self._leave(waiter) else ""
+        return "" if self._leave(waiter) else "timeout"
 
     def _enter(self, waiter: _Waiter) -> bool:
+        """Stand in line, if there is room."""
         with self._lock:
-            if self.taken < self.limit:  # it became free just now
-                self.taken += 1
-                waiter.served = True
-                return True
             if len(self._line) >= self.most_waiting:
                 return False
             self._line[waiter] = None
-            return True
+            served = self._serve()  # a place became free just now
+        self._wake(served)
+        return True
 
     def _leave(self, waiter: _Waiter) -> bool:
-        """Leave the line; False if the waiter has a place already."""
+        """Leave the line; True if the waiter has a place, which is the caller's from then on: one is told so."""
         with self._lock:
-            if waiter.served:
-                return waiter.lost
-            del self._line[waiter]
-            return True
+            waiter.gone = True
+            served, waiter.served = waiter.served, False
+            self._line.pop(waiter, None)
+            return served
 
     def _serve(self) -> list[_Waiter]:
-        served = []
-        while self._line and self.taken < self.limit:
-            waiter, _ = self._line.popitem(last=False)
-            waiter.served = True
+        served: list[_Waiter] = []
+        while True:
+            # Written so that nothing comes between the look and the count: no call, and no turn of the loop.
+            if not self._line or self.taken >= self.limit:
+                return served
             self.taken += 1
-            served.append(waiter)
-        return served
+            waiter, _ = self._line.popitem(last=False)
+            if waiter.gone:  # the collector took it just now
+                self.taken -= 1
+            else:
+                waiter.served = True
+                served.append(waiter)
 
     def _wake(self, served: list[_Waiter]) -> None:
-        """Wake those who were served; a place whose taker's event loop is over goes to the next."""
-        for waiter in served:
+        """Wake those who were served; the place of one whose event loop is over goes to the next."""
+        for waiter in served:  # which grows meanwhile
             try:
                 waiter.wake()
             except RuntimeError:
-                waiter.lost = True
-                self.give_back()
+                with self._lock:
+                    if self._leave(waiter):
+                        self.taken -= 1
+                        served += self._serve()

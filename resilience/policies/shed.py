@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import time
 from collections.abc import Callable
-from math import inf
+from math import inf, isnan
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
@@ -109,12 +109,14 @@ class LoadShed(Policy):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        group, self._group, self._due = self._group, None, None
-        if group is None:
+        if self._group is None:
             return
-        group.cancel_scope.cancel()
-        # Without the block's error: its task raises nothing, and the group would wrap what is not its own.
-        await group.__aexit__(None, None, None)
+        self._group.cancel_scope.cancel()
+        try:
+            # Without the block's error: its task raises nothing, and the group would wrap what is not its own.
+            await self._group.__aexit__(None, None, None)
+        finally:
+            self._group = self._due = None  # not before: the task may be about to look, once more or for the first time
 
     def around(self, function: Callable[..., Any], site: Site) -> Callable[..., Any]:
         """Give a function that is called only while there is time for it."""
@@ -160,7 +162,10 @@ class LoadShed(Policy):
                 raise ConfigurationError(f"{self!r} must be entered before it is used: async with it")
             return self.lag
         try:
-            return float(self._load())
+            load = float(self._load())
+            if not isnan(load):
+                return load
+            raise ValueError  # noqa: TRY301 - as any other that is of no use
         except Exception as error:  # noqa: BLE001 - a measure that fails must not refuse everybody
             if PolicyHookFailed.sinks:
                 emit(PolicyHookFailed(site.name, self._clock(), hook="load", error_type=type_name(error)))

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 from resilience.checks import check_function, check_int, check_number, is_async
 from resilience.clock import Clock
-from resilience.errors import RejectedError
+from resilience.errors import ConfigurationError, RejectedError
 from resilience.events import ShedRejected, emit
 from resilience.forks import renew_locks_in_child
-from resilience.windows import FAILED, SUCCEEDED, TimeWindow
+from resilience.windows import FAILED, MIN_SECONDS, SUCCEEDED, TimeWindow
 
+from .course import leaves
 from .policy import Policy, Site, refuse_awaitable
 
 
@@ -27,7 +28,7 @@ class Throttle(Policy):
 
     Args:
         threshold: share of successes that is good enough, above 0 and at most 1. Default 0.9.
-        window: seconds to look back, > 0. Default 60.
+        window: seconds to look back, at least a microsecond. Default 60.
         cap: share of calls that it refuses at most, from 0 to below 1. Default 0.9.
         minimum_calls: below so many in the window nothing is refused, >= 1. Default 20.
         clock: monotonic seconds.
@@ -59,7 +60,7 @@ class Throttle(Policy):
     ) -> None:
         super().__init__(name)
         check_number("threshold", threshold, above=0, most=1)
-        check_number("window", window, above=0)
+        check_number("window", window, least=MIN_SECONDS)
         check_number("cap", cap, least=0, most=0.999)
         check_int("minimum_calls", minimum_calls)
         check_function("clock", clock)
@@ -71,20 +72,21 @@ class Throttle(Policy):
         self._clock = clock
         self._rng = rng or random.SystemRandom()
         self._window = TimeWindow(window).open(clock())
-        # Guards the window.
-        self._lock = threading.Lock()
+        # Guards the window. The garbage collector may make or end a call under it, in the middle of a step: hence it is
+        # reentrant, and who finds a step under way (`_busy`) lets the call in, and does not count it.
+        self._lock = threading.RLock()
+        self._busy = False
         renew_locks_in_child(self)
 
     def renew_locks(self) -> None:
         """Make the lock anew in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._busy = False
 
     @property
     def refused_share(self) -> float:
         """The share of calls that is refused now."""
-        with self._lock:
-            self._window.advance(self._clock())
-            return self._share()
+        return self._share(self._clock())
 
     def __repr__(self) -> str:
         return f"<Throttle refusing {self.refused_share:.0%}>"
@@ -100,7 +102,7 @@ class Throttle(Policy):
                 except Exception as error:
                     self._note_error(error)
                     raise
-                self._note(SUCCEEDED)
+                self._count(SUCCEEDED, self._clock())
                 return result
 
             return throttled
@@ -114,37 +116,52 @@ class Throttle(Policy):
                 raise
             if hasattr(type(result), "__await__"):
                 refuse_awaitable(result, self.title)
-            self._note(SUCCEEDED)
+            self._count(SUCCEEDED, self._clock())
             return result
 
         return throttled_sync
 
     def _let_in(self, site: Site) -> None:
+        if not self._window.failures:  # most callees are well, and a look at the clock costs more than the rest
+            return
         now = self._clock()
-        with self._lock:
-            self._window.advance(now)
-            share = self._share()
-            if not share or self._rng.random() >= share:
-                return
-            self._window.add(FAILED, now)
+        share = self._share(now)
+        if not share or self._rng.random() >= share:
+            return
+        self._count(FAILED, now)
         if ShedRejected.sinks:
             emit(ShedRejected(site.name, now, load=share))
         raise RejectedError(site.name, "throttle", "shed")
 
     def _note_error(self, error: Exception) -> None:
-        if not isinstance(error, RejectedError):
-            self._note(FAILED)
+        told = leaves(error) if isinstance(error, ExceptionGroup) else (error,)
+        # Rejections of ours, and what we call mistakes of the program, come from between here and the callee.
+        if not all(isinstance(one, RejectedError | ConfigurationError) for one in told):
+            self._count(FAILED, self._clock())
 
-    def _note(self, outcome: int) -> None:
-        now = self._clock()
+    def _count(self, outcome: int, now: float) -> None:
         with self._lock:
-            self._window.add(outcome, now)
+            if self._busy:
+                return
+            self._busy = True
+            try:
+                self._window.add(outcome, now)
+            finally:
+                self._busy = False
 
-    def _share(self) -> float:
-        calls = self._window.calls
+    def _share(self, now: float) -> float:
+        with self._lock:
+            if self._busy:
+                return 0.0
+            self._busy = True
+            try:
+                self._window.advance(now)
+                calls, failures = self._window.calls, self._window.failures
+            finally:
+                self._busy = False
         if calls < self.minimum_calls:
             return 0.0
-        return refused_share(calls, calls - self._window.failures, self.threshold, self.cap)
+        return refused_share(calls, calls - failures, self.threshold, self.cap)
 
 
 def refused_share(calls: int, ok: int, threshold: float, cap: float) -> float:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dis
+import gc
 import os
 import random
+import sys
 import threading
 import time
+import types
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
-from math import nan
+from itertools import product
+from math import inf, nan
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -17,7 +24,8 @@ import pytest
 
 from resilience.errors import BulkheadFullError, ConfigurationError
 from resilience.events import BulkheadRejected, capture
-from resilience.policies import Bulkhead, Deadline
+from resilience.policies import AdaptiveLimit, Bulkhead, Deadline, places
+from resilience.policies.places import Places, _Waiter
 from resilience.testing import VirtualClock, explore
 from resilience.testing.explorer import ExploredRun
 
@@ -277,6 +285,224 @@ def test_a_waiter_whose_event_loop_is_gone_passes_its_place_on() -> None:
     assert bulkhead.in_flight == 0
 
 
+@types.coroutine
+def pause() -> Generator[None, None, None]:
+    yield
+
+
+async def hang() -> None:
+    await pause()
+
+
+def begun(bulkhead: Bulkhead) -> Coroutine[Any, Any, None]:
+    """Give a call that is in, and goes on until it is closed; it needs no event loop."""
+    call = bulkhead(hang)()
+    call.send(None)
+    return call
+
+
+def leave_behind(bulkhead: Bulkhead, calls: int = 1) -> list[Coroutine[Any, Any, None]]:
+    """Have calls wait in line whose event loop is over then."""
+    left: list[Coroutine[Any, Any, None]] = []
+
+    async def wait() -> None:
+        for _ in range(calls):
+            call = bulkhead(hang)()
+            call.send(None)
+            left.append(call)
+
+    anyio.run(wait)
+    return left
+
+
+def test_a_waiter_that_is_collected_while_it_cannot_be_woken_gives_one_place_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bulkhead = Bulkhead(2, max_waiting=1)
+    first, second = begun(bulkhead), begun(bulkhead)
+
+    def caller() -> Callable[[Callable[[], object]], object]:
+        def call(_: Callable[[], object]) -> None:
+            with suppress(RuntimeError):  # anyio's scope, which misses its loop
+                waiter.close()
+            raise RuntimeError("this event loop is over")
+
+        return call
+
+    monkeypatch.setattr(places, "caller_of_this_run", caller)
+    (waiter,) = leave_behind(bulkhead)
+    first.close()
+    assert (bulkhead.in_flight, bulkhead.waiting) == (1, 0)
+    second.close()
+    assert bulkhead.in_flight == 0
+
+
+def test_a_place_passes_by_any_number_of_waiters_whose_event_loop_is_gone() -> None:
+    bulkhead = Bulkhead(1, max_waiting=5_000)
+    call = begun(bulkhead)
+    left = leave_behind(bulkhead, 2_000)
+    call.close()
+    assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
+    for one in left:
+        with suppress(RuntimeError):
+            one.close()
+    assert bulkhead.in_flight == 0
+
+
+async def test_a_timeout_may_be_longer_than_anybody_can_wait() -> None:
+    bulkhead = Bulkhead(1, max_waiting=1, timeout=1e300)
+    call = begun(bulkhead)
+    with anyio.move_on_after(1):
+        await bulkhead(hang)()
+    assert bulkhead.waiting == 0
+    thread = threading.Thread(target=bulkhead(lambda: None))
+    thread.start()
+    while thread.is_alive() and not bulkhead.waiting:
+        await anyio.lowlevel.checkpoint()
+    call.close()
+    thread.join(20)
+    assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("make", [Bulkhead, lambda size, **options: AdaptiveLimit(initial=size, **options)])
+@pytest.mark.parametrize("patience", [None, 5.0])
+async def test_a_plain_function_never_waits_in_an_event_loops_thread(
+    make: Callable[..., Bulkhead], patience: float | None
+) -> None:
+    bulkhead = make(1, max_waiting=5, timeout=patience)
+    async with anyio.create_task_group() as group:
+        group.start_soon(bulkhead(anyio.sleep), 1)
+        await anyio.sleep(0.5)
+        with pytest.raises(BulkheadFullError, match="refused the call: event loop") as caught:
+            bulkhead(lambda: 7)()
+    assert (caught.value.reason, bulkhead.waiting) == ("event_loop", 0)
+    assert bulkhead(lambda: 7)() == 7
+
+
+async def test_a_plain_function_in_an_event_loops_thread_finds_a_bulkhead_without_a_line_full() -> None:
+    bulkhead = Bulkhead(1)
+    call = begun(bulkhead)
+    with pytest.raises(BulkheadFullError, match="full"):
+        bulkhead(lambda: 7)()
+    call.close()
+
+
+# --- the garbage collector ---
+
+
+UNDISTURBED = (
+    *("LOAD_", "STORE_FAST", "STORE_ATTR", "COMPARE_OP", "IS_OP", "BINARY_OP", "UNARY_NOT", "TO_BOOL", "COPY", "SWAP"),
+    *("PUSH_", "POP_TOP", "POP_JUMP_IF", "POP_JUMP_FORWARD", "JUMP_FORWARD", "NOP", "CACHE", "UNPACK_SEQUENCE"),
+)
+"""Instructions after which the interpreter does nothing but the next one; after a call, and where a loop turns, it runs
+the garbage collector if that is due."""
+
+
+def with_intruder(act: Callable[[], object], intrude: Callable[[], object], moment: int) -> bool:
+    """Do `act`, and `intrude` at that of the moments in `places.py` at which it can; tell whether there was one."""
+    moments = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal moments
+        if frame.f_code.co_filename != places.__file__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode" and not before.get(frame, "CALL").startswith(UNDISTURBED):
+            moments += 1
+            if moments == moment:
+                intrude()
+        before[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+        return trace
+
+    def do() -> None:
+        tracing = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            act()
+        finally:
+            sys.settrace(tracing)
+
+    before: dict[FrameType, str] = {}
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "the thread waits for itself"
+    return moments >= moment
+
+
+class Books:
+    """Two who are in and three in line, in the room of four; what happens to them is noted."""
+
+    def __init__(self) -> None:
+        self.places = Places(2, 4)
+        self.inside = 0
+        self.woken: list[int] = []
+        self.waiters = [_Waiter(lambda number=number: self.woken.append(number)) for number in range(4)]  # type: ignore[misc]
+        self.left: set[int] = set()
+        self.take()
+        self.take()
+        for waiter in self.waiters[:3]:
+            assert self.places._enter(waiter)
+
+    def take(self) -> None:
+        taken = self.places.take()
+        self.inside += taken
+
+    def end(self) -> None:
+        self.places.give_back()
+        self.inside -= 1
+
+    def grow(self) -> None:
+        self.places.move(4)
+
+    def come(self) -> None:
+        assert self.places._enter(self.waiters[3])
+
+    def leave(self, number: int) -> None:
+        self.left.add(number)
+        if self.places._leave(self.waiters[number]):
+            self.places.give_back()
+
+    def leave_first(self) -> None:
+        self.leave(0)
+
+    def leave_second(self) -> None:
+        self.leave(1)
+
+    def check(self) -> None:
+        served = {number for number in self.woken if number not in self.left}
+        assert len(self.woken) == len(set(self.woken))
+        assert self.places.taken == self.inside + len(served)
+        assert self.places.taken <= self.places.limit
+        assert self.places.taken == self.places.limit or not self.places.waiting
+        there = set(range(4 if self.waiters[3].served or self.waiters[3] in self.places._line else 3))
+        assert self.places.waiting == len(there - served - self.left)
+
+
+STEPS = ("take", "end", "grow", "come", "leave_first", "leave_second")
+
+
+@pytest.mark.parametrize(("step", "intruder"), [pair for pair in product(STEPS, repeat=2) if pair != ("come", "come")])
+def test_the_books_are_right_whatever_the_collector_ends_in_the_middle_of_a_step(step: str, intruder: str) -> None:
+    moment = 1
+    while with_intruder(getattr(books := Books(), step), getattr(books, intruder), moment):
+        books.check()
+        moment += 1
+    assert moment > 3
+
+
+def test_a_call_that_is_collected_while_its_thread_holds_the_lock_gives_its_place_back() -> None:
+    bulkhead, moment, collected = Bulkhead(2), 0, True
+    while collected:
+        cycle: list[Any] = [begun(bulkhead)]
+        cycle.append(cycle)
+        del cycle
+        moment += 1
+        collected = with_intruder(bulkhead(lambda: 7), gc.collect, moment)
+        gc.collect()
+        assert bulkhead.in_flight == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_forked_inside_of_a_call_begins_with_all_places_free() -> None:
@@ -309,6 +535,9 @@ async def test_it_tells_whether_there_is_room() -> None:
     [
         ({"max_concurrent": 0}, "max_concurrent must be at least 1, got 0"),
         ({"max_concurrent": 1.5}, "max_concurrent must be an int"),
+        ({"max_concurrent": True}, "max_concurrent must be an int"),
+        ({"max_waiting": inf}, "max_waiting must be an int"),
+        ({"max_waiting": 1, "timeout": True}, "timeout must be a number"),
         ({"max_waiting": -1}, "max_waiting must be at least 0"),
         ({"max_waiting": 1, "timeout": -1}, "timeout must be at least 0"),
         ({"max_waiting": 1, "timeout": nan}, "timeout must be finite"),

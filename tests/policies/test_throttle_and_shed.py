@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextvars
 import random
-from math import nan
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf, nan
 from typing import Any
 
 import anyio
@@ -13,9 +16,10 @@ import pytest
 
 from resilience.errors import BulkheadFullError, ConfigurationError, RejectedError
 from resilience.events import PolicyHookFailed, ShedRejected, capture
-from resilience.policies import LoadShed, Throttle
+from resilience.policies import Bulkhead, LoadShed, Throttle
 from resilience.policies.throttle import refused_share
-from resilience.testing import VirtualClock
+from resilience.testing import VirtualClock, explore
+from resilience.testing.explorer import ExploredRun
 
 pytestmark = pytest.mark.anyio
 
@@ -117,8 +121,111 @@ def test_a_throttle_for_plain_functions(clock: VirtualClock) -> None:
     for _ in range(30):
         with pytest.raises(ConfigurationError, match="a throttle got an awaitable"):
             _ = fresh.call(lambda: anyio.sleep(1))
+        with pytest.raises(ConfigurationError, match="a bulkhead got an awaitable"):
+            _ = fresh.call(Bulkhead(1)(lambda: anyio.sleep(1)))
     assert fresh.refused_share == 0  # that is the program's mistake, and no word about the callee
     assert Throttle(clock=clock).call(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("errors", "share"),
+    [
+        ([BulkheadFullError("inner")], 0),
+        ([BulkheadFullError("inner"), ExceptionGroup("", [ConfigurationError("a slip")])], 0),
+        ([BulkheadFullError("inner"), ConnectionError()], 0.9),
+    ],
+)
+def test_of_errors_in_a_group_one_must_be_the_callees(
+    errors: list[Exception], share: float, clock: VirtualClock
+) -> None:
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Unlucky())
+
+    def fail() -> None:
+        raise ExceptionGroup("a task group's", errors)
+
+    for _ in range(50):
+        with pytest.raises(ExceptionGroup):
+            throttle(fail)()
+    assert throttle.refused_share == share
+
+
+class Unlucky(random.Random):
+    """Refuses nothing, and does something else meanwhile."""
+
+    def __init__(self, meddle: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.meddle = meddle
+
+    def random(self) -> float:
+        self.meddle()
+        return 1.0
+
+
+def fail() -> None:
+    raise ConnectionError
+
+
+def test_chance_is_asked_outside_of_the_lock(clock: VirtualClock) -> None:
+    waiting: list[bool] = []
+
+    def look() -> None:
+        thread = threading.Thread(target=repr, args=(throttle,), daemon=True)
+        thread.start()
+        thread.join(20)
+        waiting.append(thread.is_alive())
+
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Unlucky(look))
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            throttle(fail)()
+    assert waiting == [False]
+
+
+@pytest.mark.parametrize("step", ["add", "advance"])
+def test_a_call_that_the_collector_makes_in_the_middle_of_a_step_is_not_counted(clock: VirtualClock, step: str) -> None:
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Unlucky())
+    real = throttle._window
+    depth, seen = 0, []
+
+    class Window:
+        def __getattr__(self, name: str) -> Any:
+            return disturbed if name == step else getattr(real, name)
+
+    def disturbed(*args: Any) -> Any:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            with suppress(ConnectionError):
+                throttle(fail)()
+            seen.append(throttle.refused_share)
+        assert depth == 1
+        depth -= 1
+        return getattr(real, step)(*args)
+
+    def call() -> None:
+        for _ in range(3):
+            with suppress(ConnectionError):
+                throttle(fail)()
+
+    call()
+    throttle._window = Window()  # type: ignore[assignment]
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "the thread waits for itself"
+    assert (seen, real.calls) == ([0.0] * 3, 6)
+
+
+def test_no_cancellation_is_counted() -> None:
+    async def scenario(run: ExploredRun, throttle: Throttle) -> None:
+        async with run.task_group() as group:
+            for _ in range(3):
+                group.start_soon(throttle(anyio.sleep), 1)
+
+    def is_well(throttle: Throttle) -> None:
+        assert throttle.refused_share == 0
+
+    assert explore(scenario, lambda: Throttle(minimum_calls=1), invariant=is_well).complete
 
 
 @pytest.mark.parametrize(
@@ -126,7 +233,11 @@ def test_a_throttle_for_plain_functions(clock: VirtualClock) -> None:
     [
         ({"threshold": 0}, "threshold must be more than 0"),
         ({"threshold": 1.1}, "threshold must be at most 1"),
-        ({"window": 0}, "window must be"),
+        ({"threshold": nan}, "threshold must be finite"),
+        ({"threshold": True}, "threshold must be a number"),
+        ({"window": 1e-9}, "^window must be at least 1e-06"),
+        ({"window": inf}, "window must be finite"),
+        ({"cap": -1}, "cap must be at least 0"),
         ({"cap": 1}, "cap must be at most 0.999"),
         ({"minimum_calls": 0}, "minimum_calls must be at least 1"),
         ({"rng": 3}, "rng.random must be a function"),
@@ -183,6 +294,33 @@ async def test_outside_of_its_block_it_says_so() -> None:
         assert await shed(Callee().__call__)() == "done"
 
 
+@pytest.mark.parametrize("seconds", [None, 0.02, 0.04, 0.05])
+async def test_a_block_that_has_ended_is_looked_at_no_more(seconds: float | None) -> None:
+    shed = LoadShed(clock=anyio.current_time)
+    async with shed:
+        if seconds is not None:  # else the task has not even begun
+            await anyio.sleep(seconds)  # 0.02: it has just been woken
+    await anyio.sleep(5)
+    assert shed.lag == 0
+    with pytest.raises(ConfigurationError, match="must be entered before it is used"):
+        await shed(Callee().__call__)()
+
+
+def test_whenever_its_block_is_cancelled_it_has_ended() -> None:
+    async def scenario(run: ExploredRun, shed: LoadShed) -> None:
+        del run
+        async with shed:
+            await anyio.sleep(0.05)
+
+    async def has_ended(shed: LoadShed) -> None:
+        await anyio.sleep(1)
+        assert shed.lag == 0
+        async with shed:
+            assert await shed(Callee().__call__)() == "done"
+
+    assert explore(scenario, lambda: LoadShed(clock=anyio.current_time), at_end=has_ended).complete
+
+
 async def test_what_its_block_raises_comes_out_as_it_is() -> None:
     error = ValueError("mine")
     with pytest.raises(ValueError, match="mine") as caught:
@@ -221,13 +359,17 @@ async def test_another_measure_of_load() -> None:
     assert repr(shed) == "<LoadShed above a load of 0.8>"
 
 
-def test_a_measure_that_fails_refuses_nobody() -> None:
-    def broken() -> float:
-        raise OSError
+def broken() -> float:
+    raise OSError
 
+
+@pytest.mark.parametrize(
+    ("load", "error_type"), [(broken, "OSError"), (lambda: nan, "ValueError"), (lambda: None, "TypeError")]
+)
+def test_a_measure_that_fails_refuses_nobody(load: Callable[[], float], error_type: str) -> None:
     with capture(PolicyHookFailed) as told:
-        assert LoadShed(load=broken, max_load=1)(lambda: 7)() == 7
-    assert [(event.hook, event.error_type) for event in told] == [("load", "OSError")]
+        assert LoadShed(load=load, max_load=1)(lambda: 7)() == 7
+    assert [(event.hook, event.error_type) for event in told] == [("load", error_type)]
 
 
 @pytest.mark.parametrize(
