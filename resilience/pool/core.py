@@ -83,6 +83,7 @@ class PoolCore:
         *,
         jitter: Callable[[], float],
         allowance: Allowance | None = None,
+        checks: bool = True,
         resets: bool = False,
     ) -> None:
         self.config = config
@@ -108,9 +109,11 @@ class PoolCore:
         self.peak = 0
         self.lent = 0
         self.lifo = config.reuse == "lifo"
-        self.fresh_for = inf if config.check_after_idle is None else config.check_after_idle
+        # Without a check nothing could prove that a connection is alive.
+        self.fresh_for = inf if config.check_after_idle is None or not checks else config.check_after_idle
         self.most_uses = inf if config.max_uses is None else config.max_uses
         self._allowance = allowance
+        self._checks = checks
         self._always_special = resets or config.headroom > 0 or config.max_uses is not None or allowance is not None
         self._jitter = jitter
         self._next_id = 1
@@ -233,13 +236,13 @@ class PoolCore:
             ticket.slot = slot
         return ticket
 
-    def give_back(self, slot: Slot, now: float, *, alive: bool = True) -> Work:
+    def give_back(self, slot: Slot, now: float, *, failed: bool = False) -> Work:
         """Take back a connection that is leased or reserved: to the next caller, to the idle ones, or out.
 
         Args:
             slot: the connection.
             now: the moment.
-            alive: whether it was just seen alive; if not, it is checked before it is lent again.
+            failed: whether its borrower did: then it is checked before it is lent again, if there is a check.
         """
         work = Work()
         if slot.place is LEASED:
@@ -247,7 +250,7 @@ class PoolCore:
             slot.idle_since = now
         elif slot.place is not RESERVED:
             return work  # closed under its borrower
-        slot.alive_at = now if alive else -inf
+        slot.alive_at = -inf if failed and self._checks else now
         self._take_out(slot)
         self._place(slot, now, work)
         return self.plan(work, now)

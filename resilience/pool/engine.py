@@ -356,7 +356,7 @@ class Engine:
         if isawaitable(result):
             self.start(self._reset, slot, result, failed)
         else:
-            self.do(core.give_back(slot, now, alive=not failed or self.check is None))
+            self.do(core.give_back(slot, now, failed=failed))
 
     async def _reset(self, slot: Slot, result: Awaitable[object], failed: bool) -> None:  # noqa: FBT001 - of a task
         core = self.core
@@ -368,7 +368,7 @@ class Engine:
             self.do(core.discard(slot, "cancelled", self.now()))
             raise
         else:
-            self.do(core.give_back(slot, self.now(), alive=not failed or self.check is None))
+            self.do(core.give_back(slot, self.now(), failed=failed))
 
     def _reset_failed(self, slot: Slot, error: BaseException) -> None:
         now = self.now()

@@ -355,7 +355,7 @@ class Lender:
         elif engine.reset is not None and not core.reason_to_close(slot, now):
             engine.make_as_new(slot, now, failed=failed)
         else:
-            engine.do(core.give_back(slot, now, alive=not failed or engine.check is None))
+            engine.do(core.give_back(slot, now, failed=failed))
 
     def note(self, lease: Borrower, slot: Slot, now: float) -> None:
         """Remember a borrowing that ends."""

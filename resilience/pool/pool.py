@@ -101,7 +101,9 @@ class ConnectionPool(Generic[C]):
         check_permanent_errors(permanent_errors)
         config = merged(PoolConfig() if config is None else config, overrides)
         jitter = (rng or random.Random()).random  # noqa: S311 - jitter, no secret
-        self._core = PoolCore(config, jitter=jitter, allowance=budget, resets=reset is not None)
+        self._core = PoolCore(
+            config, jitter=jitter, allowance=budget, checks=check is not None, resets=reset is not None
+        )
         self._engine = Engine(
             name,
             config,
@@ -115,8 +117,6 @@ class ConnectionPool(Generic[C]):
             budget=budget,
             permanent_errors=permanent_errors,
         )
-        if check is None:  # nothing could prove that a connection is alive
-            self._core.fresh_for = inf
         self._keeper = Keeper(self._engine)
         self._lender = Lender(self._engine, self._keeper)
         self._group: TaskGroup | None = None

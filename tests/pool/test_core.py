@@ -140,7 +140,7 @@ class Books(RuleBasedStateMachine):
             case "well":
                 self.do(core.give_back(slot, now))
             case "failed":
-                self.do(core.give_back(slot, now, alive=False))
+                self.do(core.give_back(slot, now, failed=True))
             case "reset":
                 core.reserve(slot, now)
                 core.check()
