@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any, Final, Protocol
@@ -490,10 +491,10 @@ class PoolCore:
         return self.plan(work, now)
 
     def refuse_all(self, error: BaseException) -> Work:
-        """Let nobody wait any more, and tell all why."""
+        """Let nobody wait any more, and tell all why: each by a copy, or it would gather everybody's frames."""
         work = Work()
         for ticket in list(self.waiters):
-            self._refuse(ticket, error, work)
+            self._refuse(ticket, copy(error), work)
         return work
 
     def _note_failure(self, now: float) -> None:
@@ -572,14 +573,12 @@ class PoolCore:
         self.warming = min(connections, most) if connections > self.size else 0
         return self.plan(Work(), now)
 
-    def close(self, error: Callable[[], BaseException]) -> Work:
+    def close(self, error: BaseException) -> Work:
         """Let idle connections and all who wait go; lent ones are closed when they come back."""
-        work = Work()
         self.closing = self.special = True
+        work = self.refuse_all(error)
         while self.idle:
             self._drop(self.idle.popleft(), "closed", work)
-        for ticket in list(self.waiters):
-            self._refuse(ticket, error(), work)
         return work
 
     # --- the books ---

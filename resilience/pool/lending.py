@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -11,7 +10,6 @@ import anyio
 
 from resilience.clock import Clock
 from resilience.errors import (
-    CircuitOpenError,
     PoolClosedError,
     PoolFullError,
     PoolTimeoutError,
@@ -264,8 +262,7 @@ class Lender:
         if error is None:
             return self._timed_out(request.since)
         self.rejected += 1
-        # Several may have been given the same.
-        return copy(error) if isinstance(error, CircuitOpenError) else error
+        return error
 
     def _refuse_if_hopeless(self, request: Request, now: float) -> None:
         core, engine, deadline = self.core, self._engine, request.deadline

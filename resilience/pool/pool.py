@@ -204,7 +204,7 @@ class ConnectionPool(Generic[C]):
         self._lender.end()
         at_rest, closed = anyio.Event(), anyio.Event()
         self._closed, engine.on_rest = closed, at_rest.set
-        engine.do(core.close(lambda: PoolClosedError(self.name)))
+        engine.do(core.close(PoolClosedError(self.name)))
         engine.cancel_attempts()
         self._note_change()
         try:

@@ -254,7 +254,7 @@ class Books(RuleBasedStateMachine):
             self.now += UNIT
             self.do(self.core.due(self.now))
         assert not self.waiting, "somebody waits for ever"
-        self.do(self.core.close(OSError))
+        self.do(self.core.close(OSError()))
         assert self.core.size == 0
         assert self.opened == len(self.closed)
 
@@ -522,7 +522,7 @@ def test_closing_refuses_all_who_wait_each_with_an_error_of_its_own() -> None:
     tickets = [Ticket(0.0), Ticket(0.0)]
     for ticket in tickets:
         core.wait(ticket, 0.0)
-    work = core.close(OSError)
+    work = core.close(OSError())
     assert work.woken == tickets
     assert tickets[0].error is not tickets[1].error
     assert core.give_back(slot, 0.0).closing == [(slot, "closed")]
