@@ -359,10 +359,6 @@ class PoolCore:
         self._note_special()
         work.closing.append((slot, reason))
 
-    def _return_allowance(self) -> None:
-        if self._allowance is not None:
-            self._allowance.give_back()
-
     def _note_special(self) -> None:
         self.special = self.closing or self.size > self.max_size or self._always_special
 
@@ -393,8 +389,7 @@ class PoolCore:
     def take_back_connects(self, work: Work) -> None:
         """Start none of the connects of `work`."""
         for _ in range(work.connects):
-            self.connecting -= 1
-            self._return_allowance()
+            self.attempt_ended()
         work.connects = 0
 
     def wants_since(self, now: float) -> float:
@@ -498,8 +493,7 @@ class PoolCore:
         return work
 
     def _note_failure(self, now: float) -> None:
-        self.connecting -= 1
-        self._return_allowance()
+        self.attempt_ended()
         self.failures += 1
         self.failing_since = min(self.failing_since, now)
 
@@ -514,10 +508,11 @@ class PoolCore:
         ticket.error = error
         work.woken.append(ticket)
 
-    def connect_cancelled(self) -> None:
-        """Take in that an attempt was given up because the pool closes."""
+    def attempt_ended(self) -> None:
+        """Take in that an attempt opened nothing; `connect_failed` and `connect_refused` do that themselves."""
         self.connecting -= 1
-        self._return_allowance()
+        if self._allowance is not None:
+            self._allowance.give_back()
 
     # --- keeping ---
 

@@ -205,7 +205,7 @@ class Engine:
         """Open one connection, for whoever is first when it is there."""
         core, began = self.core, self.now()
         if core.closing:  # it was started just before
-            core.connect_cancelled()
+            core.attempt_ended()
             return
         error: BaseException | None = None
         connection: Any = None
@@ -216,11 +216,11 @@ class Engine:
         except Exception as raised:  # noqa: BLE001 - the user's function may raise anything; it is told, and tried again
             error = raised
         except BaseException:
-            core.connect_cancelled()
+            core.attempt_ended()
             raise
         now = self.now()
         if core.closing and connection is None:
-            core.connect_cancelled()
+            core.attempt_ended()
         elif error is not None:
             self._connect_failed(error, now)
         else:

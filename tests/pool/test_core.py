@@ -177,7 +177,7 @@ class Books(RuleBasedStateMachine):
         self.attempts -= 1
         core, now = self.core, self.now
         if core.closing and how != "well":
-            core.connect_cancelled()
+            core.attempt_ended()
             core.check()
             return
         match how:
