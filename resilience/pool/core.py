@@ -198,29 +198,18 @@ class PoolCore:
 
     def abandon(self, ticket: Ticket, now: float) -> Work:
         """Let a caller wait no longer; what it was assigned meanwhile goes to the next one."""
-        work = Work()
-        if ticket.live:
-            self.waiters.leave(ticket)
-        elif ticket.slot is not None:
-            slot, ticket.slot = ticket.slot, None
-            if slot.place is LEASED:
-                slot.uses -= 1
-                self._take_out(slot)
-                self._place(slot, now, work)
-        return self.plan(work, now)
+        slot, ticket.slot = ticket.slot, None
+        if slot is not None and slot.place is LEASED:
+            return self.return_unused(slot, now)
+        self.waiters.leave(ticket)
+        return self.plan(Work(), now)
 
     # --- coming back ---
 
     def reserve(self, slot: Slot, now: float) -> None:
-        """Take a leased connection out of service, to reset it."""
-        self.note_hold(now - slot.leased_at)
-        slot.idle_since = now
-        self._take_out(slot)
-        slot.place = RESERVED
-        self.reserved += 1
-
-    def reserve_idle(self, slot: Slot) -> None:
-        """Take an idle connection out of service, to check it."""
+        """Take a connection out of service: a leased one to reset it, an idle one to check it."""
+        if slot.place is LEASED:
+            self._note_use(slot, now)
         self._take_out(slot)
         slot.place = RESERVED
         self.reserved += 1
@@ -247,8 +236,7 @@ class PoolCore:
         """
         work = Work()
         if slot.place is LEASED:
-            self.note_hold(now - slot.leased_at)
-            slot.idle_since = now
+            self._note_use(slot, now)
         elif slot.place is not RESERVED:
             return work  # closed under its borrower
         slot.alive_at = -inf if failed and self._checks else now
@@ -263,6 +251,10 @@ class PoolCore:
         work = Work()
         self._place(slot, now, work)
         return self.plan(work, now)
+
+    def _note_use(self, slot: Slot, now: float) -> None:
+        self.note_hold(now - slot.leased_at)
+        slot.idle_since = now
 
     def note_hold(self, seconds: float) -> None:
         """Take in how long a connection was held."""

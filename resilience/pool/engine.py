@@ -308,7 +308,7 @@ class Engine:
         core = self.core
         if slot.place is not IDLE:
             return True
-        core.reserve_idle(slot)
+        core.reserve(slot, self.now())
         try:
             failed = await self._ask(slot, self.config.check_timeout)
         except BaseException:

@@ -167,7 +167,7 @@ class Books(RuleBasedStateMachine):
     @rule(data=st.data())
     def check_idle(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(list(self.core.idle)))
-        self.core.reserve_idle(slot)
+        self.core.reserve(slot, self.now)
         self.core.check()
         self.reset.append(slot)
 
@@ -415,7 +415,7 @@ def test_a_check_does_not_end_idleness_and_does_not_need_one_for_a_while() -> No
     core = make(check_after_idle=5.0)
     (slot,) = opened(core, 1)
     core.give_back(slot, 1.0)
-    core.reserve_idle(slot)
+    core.reserve(slot, 6.0)
     core.give_back(slot, 7.0)
     assert slot.idle_since == 1.0
     assert slot.needs_nothing(11.9, core.fresh_for)
