@@ -261,14 +261,14 @@ class ConnectionPool(Generic[C]):
         frame = _getframe(1)  # see `site_of_caller`
         return Acquire(lender, wish, frame.f_code, frame.f_lasti)
 
-    def _wish(self, patience: float, priority: int, avoid: Lease[C] | None) -> Wish:
+    def _wish(self, patience: float, priority: int, avoid: object) -> Wish:
         if patience != inf:
             check_number("timeout", patience, least=0, most=MAX_SECONDS)
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ConfigurationError(f"priority must be an int, got {shown(priority)}")
         if avoid is None:
             return Wish(patience, priority, None)
-        if not getattr(avoid, "is_of", _nobodys)(self._lender):
+        if not isinstance(avoid, Lease) or not avoid.is_of(self._lender):
             raise ConfigurationError(f"avoid must be a lease of this pool, got {shown(avoid)}")
         return Wish(patience, priority, avoid.last_slot)
 
@@ -428,7 +428,3 @@ class ConnectionPool(Generic[C]):
     def advice(self) -> Advice:
         """Say what the latest borrowings mean for the pool's size; `str()` of it is for people."""
         return advise(self._lender.usage.uses, self._core.max_size, self._keeper.outlook())
-
-
-def _nobodys(_: object) -> bool:
-    return False
