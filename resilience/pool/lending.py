@@ -94,7 +94,6 @@ class Lender:
         self._engine = engine
         self._keeper = keeper
         engine.on_move = self._note_pressure
-        self._home: Home | None = None
         self._forked = False
         self._exhausted_at: float | None = None
         self._most_waiting = inf if self.config.max_waiting is None else self.config.max_waiting
@@ -115,7 +114,7 @@ class Lender:
 
     def open(self, home: Home) -> None:
         """Begin to lend, to the tasks of one run."""
-        self._home, self.thread, self.current_task = home, home.thread, home.current_task
+        self.thread, self.current_task = home.thread, home.current_task
         self.seat, self.wake = home.seat, home.wake
 
     def end(self) -> None:
@@ -124,7 +123,7 @@ class Lender:
 
     def refuse_after_fork(self) -> None:
         """Lend no more in a forked child: the connections are the parent's."""
-        self._forked = self._home is not None  # what was never entered has nothing of the parent's
+        self._forked = self._engine.home is not None  # what was never entered has nothing of the parent's
         self.end()
 
     def check_usable(self) -> None:
@@ -132,14 +131,15 @@ class Lender:
         self.check_home()
         if self.core.closing:
             raise PoolClosedError(self.name)
-        if self._home is None:
+        if self._engine.home is None:
             raise PoolUsageError(f"pool {self.name!r} is not open: enter it with `async with`")
 
     def check_home(self) -> None:
         """Raise if this is not the pool's event loop, nor its process."""
         if self._forked:
             raise PoolUsageError(f"pool {self.name!r} belongs to the parent process: make one after the fork")
-        if self._home is not None and not self._home.is_here():
+        home = self._engine.home
+        if home is not None and not home.is_here():
             raise PoolUsageError(f"pool {self.name!r} belongs to another event loop: make one for each")
 
     # --- lending ---

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 import anyio
-from anyio.abc import TaskGroup
 
 from resilience.breaker import CircuitBreaker
 from resilience.checks import check_function, check_int, check_name, check_number, is_async, shown
@@ -119,7 +118,6 @@ class ConnectionPool(Generic[C]):
         )
         self._keeper = Keeper(self._engine)
         self._lender = Lender(self._engine, self._keeper)
-        self._group: TaskGroup | None = None
         self._closed: anyio.Event | None = None
         self._changed: anyio.Event | None = None
         """Set when a connection was opened, or the pool closes."""
@@ -141,7 +139,7 @@ class ConnectionPool(Generic[C]):
 
     def __repr__(self) -> str:
         core = self._core
-        state = "closed" if core.closing else "open" if self._group is not None else "not open"
+        state = "closed" if core.closing else "open" if self._engine.group is not None else "not open"
         return (
             f"<ConnectionPool {self.name!r} {state}, {core.leased} of {core.size} lent, "
             f"{core.waiters.live} waiting, {core.connecting} connecting>"
@@ -153,24 +151,22 @@ class ConnectionPool(Generic[C]):
         self._lender.check_home()
         if self._core.closing:
             raise PoolClosedError(self.name)
-        if self._group is not None:
-            raise PoolUsageError(f"pool {self.name!r} was entered twice")
-        home = Home()
         engine = self._engine
-        group = anyio.create_task_group()
+        if engine.group is not None:
+            raise PoolUsageError(f"pool {self.name!r} was entered twice")
+        home, group = Home(), anyio.create_task_group()
         engine.open(home, group)
-        self._group = group
         await group.__aenter__()
         engine.on_opened = self._note_change
         self._lender.open(home)
-        self._group.start_soon(self._keeper.run)
+        group.start_soon(self._keeper.run)
         engine.do(self._core.plan(Work(), engine.now()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        group = self._group
+        group = self._engine.group
         try:
             await self.close()
         finally:
@@ -197,9 +193,8 @@ class ConnectionPool(Generic[C]):
             check_number("grace", grace, least=0, most=MAX_SECONDS)
         self._lender.check_home()
         core, engine = self._core, self._engine
-        if core.closing:
-            if self._closed is not None:
-                await self._closed.wait()
+        if self._closed is not None:
+            await self._closed.wait()
             return
         self._lender.end()
         at_rest, closed = anyio.Event(), anyio.Event()
@@ -398,7 +393,7 @@ class ConnectionPool(Generic[C]):
             PoolClosedError, PoolUsageError: as `acquire`, but it need not be open yet.
         """
         core, engine = self._core, self._engine
-        if core.closing or self._group is not None:
+        if core.closing or engine.group is not None:
             self._lender.check_usable()
         low = core.min_size if min_size is None else min_size
         high = core.max_size if max_size is None else max_size
