@@ -17,6 +17,7 @@ from resilience.errors import (
     type_name,
 )
 from resilience.events import AcquireTimedOut, PoolExhausted, PoolRecovered, emit
+from resilience.forks import renew_locks_in_child
 
 from .config import PoolConfig
 from .core import PoolCore
@@ -109,6 +110,7 @@ class Lender:
         self.crowd = self.core.waiters.order
         self.debug = self.config.debug
         self.notes_at = -inf
+        renew_locks_in_child(self)
 
     # --- whether it can be used at all ---
 
@@ -121,7 +123,7 @@ class Lender:
         """Lend no more."""
         self.current_task = _nobody
 
-    def refuse_after_fork(self) -> None:
+    def renew_locks(self) -> None:
         """Lend no more in a forked child: the connections are the parent's."""
         self._forked = self._engine.home is not None  # what was never entered has nothing of the parent's
         self.end()

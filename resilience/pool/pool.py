@@ -17,7 +17,6 @@ from resilience.checks import check_function, check_int, check_name, check_numbe
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError, PoolClosedError, PoolTimeoutError, PoolUsageError, type_name
 from resilience.events import PoolClosed, PoolResized, emit
-from resilience.forks import renew_locks_in_child
 from resilience.stack import ADMITTED, Admission, dressed
 
 from .budget import Budget
@@ -121,11 +120,6 @@ class ConnectionPool(Generic[C]):
         self._closed: anyio.Event | None = None
         self._changed: anyio.Event | None = None
         """Set when a connection was opened, or the pool closes."""
-        renew_locks_in_child(self)
-
-    def renew_locks(self) -> None:
-        """Refuse to be used in a forked child: the connections are the parent's."""
-        self._lender.refuse_after_fork()
 
     @property
     def name(self) -> str:
