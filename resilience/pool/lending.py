@@ -61,11 +61,6 @@ class Request(Ticket):
 
     wish: Wish
 
-    @property
-    def site(self) -> Site:
-        """Where it was asked for."""
-        raise NotImplementedError
-
 
 class Lender:
     """Lends connections to callers, lets them wait, and takes connections back.
@@ -129,7 +124,12 @@ class Lender:
         self.end()
 
     def check_usable(self) -> None:
-        """Raise if the pool cannot be used, or not from here."""
+        """Refuse to go on if the pool cannot be used, or not from here.
+
+        Raises:
+            PoolClosedError: it is closed, or closes.
+            PoolUsageError: it is not open, of another event loop, or the parent process's.
+        """
         self.check_home()
         if self.core.closing:
             raise PoolClosedError(self.name)
@@ -137,7 +137,11 @@ class Lender:
             raise PoolUsageError(f"pool {self.name!r} is not open: enter it with `async with`")
 
     def check_home(self) -> None:
-        """Raise if this is not the pool's event loop, nor its process."""
+        """Refuse to go on in another event loop than the pool's, or another process.
+
+        Raises:
+            PoolUsageError: as it says.
+        """
         if self._forked:
             raise PoolUsageError(f"pool {self.name!r} belongs to the parent process: make one after the fork")
         home = self._engine.home
@@ -174,7 +178,8 @@ class Lender:
         """Do the same for a request that was assigned a broken connection: it keeps its place in the queue.
 
         Raises:
-            as `ask`.
+            PoolTimeoutError: its time is over.
+            PoolClosedError, PoolUsageError: as `check_usable`.
         """
         self.check_usable()
         core, now = self.core, self.now()
@@ -209,7 +214,7 @@ class Lender:
         self._engine.do(self.core.abandon(request, self.now()))
 
     def collect(self, request: Request) -> bool:
-        """Tell whether what the request was assigned can be lent as it is.
+        """Lend what the request was assigned, if it can be lent as it is; tell whether it was.
 
         Raises:
             why it was assigned nothing.
@@ -227,10 +232,13 @@ class Lender:
         return False
 
     async def prove(self, request: Request) -> bool:
-        """Tell whether what the request was assigned is alive, and lend it; if not, it is gone.
+        """Lend what the request was assigned, if it is alive; if not, it is gone. Tell whether it was lent.
 
         Raises:
             PoolTimeoutError: there is no time to find that out.
+            PoolClosedError: the pool closed meanwhile.
+
+        Cancellation: the connection is closed.
         """
         slot, now = request.slot, self.now()
         request.slot = None
@@ -251,11 +259,8 @@ class Lender:
         if self.core.closing:  # it would be closed under whoever gets it now
             self._engine.do(self.core.return_unused(slot, self.now()))
             raise PoolClosedError(self.name)
-        request.slot = slot
-        self.waited += self.now() - request.since
-        slot.asked_at = request.since
-        slot.borrower = request
-        return True
+        request.slot, request.fresh = slot, True
+        return self.collect(request)
 
     # --- refusing ---
 
