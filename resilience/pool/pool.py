@@ -85,18 +85,11 @@ class ConnectionPool(Generic[C]):
         rng: random.Random | None = None,
         **overrides: Any,
     ) -> None:
-        if not is_async(connect):
-            raise ConfigurationError(f"connect must be an async function, got {shown(connect)}")
-        for field, function in (("close", close), ("check", check), ("reset", reset)):
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"{field} must be a function of a connection, got {shown(function)}")
+        _check_functions(connect, close=close, check=check, reset=reset)
         check_name(name)
         check_function("clock", clock)
-        if not isinstance(breaker, CircuitBreaker | None):
-            raise ConfigurationError(f"breaker must be a CircuitBreaker, got {shown(breaker)}")
-        if not isinstance(budget, Budget | None):
-            raise ConfigurationError(f"budget must be a Budget, got {shown(budget)}")
         check_permanent_errors(permanent_errors)
+        _check_shared(breaker, budget)
         config = merged(PoolConfig() if config is None else config, overrides)
         jitter = (rng or random.Random()).random  # noqa: S311 - jitter, no secret
         self._core = PoolCore(
@@ -417,3 +410,18 @@ class ConnectionPool(Generic[C]):
     def advice(self) -> Advice:
         """Say what the latest borrowings mean for the pool's size; `str()` of it is for people."""
         return advise(self._lender.usage.uses, self._core.max_size, self._keeper.outlook())
+
+
+def _check_functions(connect: object, **steps: object) -> None:
+    if not is_async(connect):
+        raise ConfigurationError(f"connect must be an async function, got {shown(connect)}")
+    for field, function in steps.items():
+        if function is not None and not callable(function):
+            raise ConfigurationError(f"{field} must be a function of a connection, got {shown(function)}")
+
+
+def _check_shared(breaker: object, budget: object) -> None:
+    if not isinstance(breaker, CircuitBreaker | None):
+        raise ConfigurationError(f"breaker must be a CircuitBreaker, got {shown(breaker)}")
+    if not isinstance(budget, Budget | None):
+        raise ConfigurationError(f"budget must be a Budget, got {shown(budget)}")
