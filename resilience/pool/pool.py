@@ -20,7 +20,7 @@ from resilience.events import PoolClosed, PoolResized, emit
 from resilience.stack import ADMITTED, Admission, dressed
 
 from .budget import Budget
-from .config import MAX_SECONDS, MAX_SIZE, PoolConfig, merged
+from .config import MAX_SECONDS, PoolConfig, check_bounds, merged
 from .core import PoolCore, Work
 from .engine import Engine, PermanentErrors, Step, check_permanent_errors
 from .home import Home, site_of_caller
@@ -384,10 +384,7 @@ class ConnectionPool(Generic[C]):
             self._lender.check_usable()
         low = core.min_size if min_size is None else min_size
         high = core.max_size if max_size is None else max_size
-        check_int("max_size", high, most=MAX_SIZE)
-        check_int("min_size", low, least=0)
-        if low > high:
-            raise ConfigurationError(f"min_size must be at most max_size, {high}, got {low}")
+        check_bounds(low, high)
         engine.do(core.resize(low, high, engine.now()))
         self._note_change()  # who waits until the pool is ready may have what it wants
         if PoolResized.sinks:
