@@ -15,9 +15,7 @@ from heapq import heapify, heapreplace
 from math import ceil, inf
 from typing import Final, TypeAlias
 
-from resilience.forecast import Forecast, forecast
-
-__all__ = ["Advice", "PeakMemory", "UsageRecord", "advise", "replay"]
+from resilience.forecast import MOST, Forecast, forecast
 
 Use: TypeAlias = tuple[float, float, float]
 """One borrowing: when the caller asked, got its connection, and gave it back."""
@@ -43,8 +41,6 @@ WIDTH: Final = 60.0
 """Seconds of a bucket of the memory of peaks."""
 FADING: Final = 0.8
 """What is left of the peak of a bucket after a day, and of the recent one after a bucket."""
-BUCKETS_KEPT: Final = 168
-"""Latest buckets of which the forecast is made."""
 
 
 # --- advice ---
@@ -258,7 +254,7 @@ class PeakMemory:
         self._width = width
         self._of_day = [0.0] * max(1, round(day / width))
         self._recent = 0.0
-        self._latest: deque[float] = deque(maxlen=BUCKETS_KEPT)
+        self._latest: deque[float] = deque(maxlen=MOST)  # the forecast looks at no more
         self._number = int(now // width)
         self._peak = 0
         self._predicted = 0

@@ -49,9 +49,9 @@ class PoolHealth:
     Attributes:
         status: "up"; "degraded": there are connections, but no new ones can be opened; "down": there are none either.
         cause: the type of the last connect error while it is not up, else None.
-        since: seconds since connecting began to fail, else 0.
+        failing_for: seconds since connecting began to fail; 0 while it is up.
     """
 
     status: Literal["up", "degraded", "down"]
     cause: str | None
-    since: float
+    failing_for: float
