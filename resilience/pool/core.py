@@ -1,9 +1,13 @@
 """The books of a connection pool: who has which connection, who waits, and what must be done about it. Pure.
 
 Every connection is at any moment in exactly one place: idle, reserved (checked or reset), or leased, which it is from
-the moment at which it is assigned to a caller, awake or not. Every move is one synchronous method here. None of them
-waits, calls a driver or reads a clock, so no cancellation can come between the halves of a move: that is where other
-pools lose connections.
+the moment at which it is assigned to a caller, awake or not. Every move is one synchronous step, and nearly all of them
+are methods here. None of them waits, calls a driver or reads a clock, so no cancellation can come between the halves of
+a move: that is where other pools lose connections.
+
+The rest are written out where a call would cost too much, and are what a method here would do: `lease.Acquire` and
+`Lender.take_back` move connections between idle and leased, `Lender._let_wait` adds callers to those who wait, and
+`Keeper._let_go` takes out those whose time is over.
 
 What a move makes necessary, it gives back as work: callers to wake, connects to start, connections to close.
 """
@@ -75,7 +79,9 @@ class PoolCore:
         warming: connections that are to be opened once, although nobody asks for them.
         prewarmed: connections that are kept because they were wanted at this time before.
         lent: how often connections were lent that are gone.
-        peak: most that were wanted at a time since the shell last set it to 0.
+        peak: most that were wanted at a time since the keeper last set it to what was wanted then. Kept for `prewarm`:
+            without it connections are lent that are not counted here.
+        fresh_for: seconds for which a connection that was seen alive is lent without a check.
     """
 
     def __init__(
@@ -90,7 +96,7 @@ class PoolCore:
         self.config = config
         self.min_size = config.min_size
         self.max_size = config.max_size
-        self.idle: deque[Slot] = deque()
+        self.idle: deque[Slot] = deque()  # for good: `Lender.pop` and `unpop` are methods of it
         self.slots: dict[int, Slot] = {}
         self.connecting = 0
         self.reserved = 0

@@ -73,8 +73,8 @@ class Lender:
         waited, used: seconds.
         thread, current_task, seat, wake: of the run that it lends to.
         plain: what callers may ask for who are served in the short way; see `lease.Acquire`.
-        pop, unpop: take out the idle connection that is lent next, and put it back.
-        crowd: the priorities of those who wait; empty if nobody does.
+        pop, unpop: take out the idle connection that is lent next, and put it back: methods of the books' `idle`.
+        crowd: the priorities of those who wait; empty if nobody does: the very list `Waiters.order`.
         notes_at: borrowings that end before this moment need not be noted.
     """
 

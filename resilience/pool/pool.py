@@ -172,6 +172,7 @@ class ConnectionPool(Generic[C]):
             grace: seconds for borrowers to finish; None is the configuration's `close_grace`.
 
         Raises:
+            ConfigurationError: a grace that makes no sense.
             PoolUsageError: of another event loop, or in a forked child.
 
         Cancellation: ends the grace at once; everything is closed nevertheless.
@@ -223,6 +224,9 @@ class ConnectionPool(Generic[C]):
                 ever; None is the configuration's `acquire_timeout`.
             priority: higher is served first; in the order of arrival among equals. Above 0 it may use the headroom.
             avoid: a lease whose connection is not wanted again, such as one that just failed.
+
+        Raises:
+            ConfigurationError: a timeout, priority or lease that makes no sense.
 
         Raises, when it is awaited or entered:
             PoolTimeoutError: nothing came free in time; its text says what the pool was busy with. `reason` is
@@ -318,6 +322,7 @@ class ConnectionPool(Generic[C]):
         """Wait until `min_size` connections are open; many callers may.
 
         Raises:
+            ConfigurationError: a timeout that makes no sense.
             PoolTimeoutError: not within `timeout` seconds; the last error of connecting is its cause.
             PoolClosedError, PoolUsageError: as `acquire`.
         """

@@ -16,10 +16,14 @@ class PoolStats:
         connecting: attempts to connect under way.
         waiting: callers who wait.
         min_size, max_size: the bounds.
-        acquired, timed_out, rejected: callers who got a connection, who waited in vain, who were refused at once.
+        acquired, timed_out: callers who got a connection, and whose time was over before they did.
+        rejected: callers who were refused for any other reason, at once or while they waited; of a pool that was closed
+            already they are not counted.
         opened, closed: connections.
         connect_failures, check_failures, reset_failures: what went wrong.
-        waited_seconds, used_seconds: total of all waits and of all borrowings that ended.
+        waited_seconds: total of the waits that ended with a connection or when their time was over, checks included;
+            not of those that were refused or cancelled.
+        used_seconds: total of all borrowings that ended.
     """
 
     size: int

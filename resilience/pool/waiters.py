@@ -61,7 +61,8 @@ class Waiters:
 
     Attributes:
         live: how many wait.
-        order: the priorities of those who wait, the highest first; empty if nobody does.
+        order: the priorities of those who wait, the highest first; empty if nobody does. One list for good, which is
+            changed in place: `Lender.crowd` is that very list.
     """
 
     def __init__(self) -> None:
