@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from resilience.breaker import CircuitBreaker
 from resilience.checks import check_function, is_exception_types
 from resilience.clock import Clock
-from resilience.errors import CircuitOpenError, ConfigurationError, type_name
+from resilience.errors import CircuitOpenError, ConfigurationError, type_name, with_causes
 from resilience.events import (
     CheckFailed,
     ConnectFailed,
@@ -446,14 +446,8 @@ async def _own(awaitable: Awaitable[Any]) -> Any:
 
 def _forget_locals(error: BaseException) -> None:
     """Empty the frames of an error that is kept until all is well again: they know passwords, and hold sockets."""
-    seen: list[BaseException] = []
-    left: list[BaseException | None] = [error]
-    while left:
-        one = left.pop()
-        if one is not None and one not in seen:
-            seen.append(one)
-            clear_frames(one.__traceback__)
-            left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    for one in with_causes(error):
+        clear_frames(one.__traceback__)
 
 
 def _nothing(*_: object) -> None:
