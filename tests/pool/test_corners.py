@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 
 from resilience import CircuitBreaker
 from resilience.errors import PoolFullError, PoolUsageError
@@ -43,6 +45,20 @@ async def test_nobody_waits_beside_an_idle_connection_that_another_avoids(server
             began = anyio.current_time()
             async with pool.acquire():
                 assert anyio.current_time() == began
+
+
+@pytest.mark.parametrize("how", ["release", "discard"])
+async def test_a_lease_may_end_in_a_callback_of_the_loop(server: Server, anyio_backend_name: str, how: str) -> None:
+    """In asyncio no task runs then, and where none runs anyio can make no cancel scope."""
+    async with server.pool(max_size=1, reset=server.reset) as pool:
+        lease = await pool.acquire()
+        end = getattr(lease, how)
+        if anyio_backend_name == "asyncio":
+            asyncio.get_running_loop().call_soon(end)
+        else:
+            trio.lowlevel.current_trio_token().run_sync_soon(end)
+        async with pool.acquire(timeout=1):
+            assert pool.stats().opened == (2 if how == "discard" else 1)
 
 
 async def test_a_pool_that_was_never_entered_can_be_closed_and_closed_again(server: Server) -> None:
