@@ -430,6 +430,24 @@ def test_who_borrowed_in_vain_leaves_an_age_and_uses_as_they_were() -> None:
     assert (slot.uses, slot.idle_since, core.hold) == (0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_who_was_served_and_leaves_passes_on_what_is_left_of_that_and_has_it_no_more(is_gone: bool) -> None:
+    core = make(max_size=1)
+    (slot,) = opened(core, 1)
+    first, second = Ticket(0.0), Ticket(0.0)
+    core.wait(first, 0.0)
+    core.wait(second, 0.0)
+    core.give_back(slot, 1.0)
+    assert first.slot is slot
+    if is_gone:  # closed by force, before the one who was served was awake
+        core.discard(slot, "forced", 1.0)
+    work = core.abandon(first, 1.0)
+    assert first.slot is None
+    assert second.slot is (None if is_gone else slot)
+    assert (work.woken, work.closing) == ([] if is_gone else [second], [])
+    core.check()
+
+
 def test_nobody_is_lent_what_somebody_waits_beside() -> None:
     """Who waits may not want the one that is idle; a newcomer has to stand behind all the same."""
     core = make(max_size=2, grow="demand")
