@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from resilience import CircuitBreaker
-from resilience.errors import PoolFullError, PoolUsageError
+from resilience.errors import PoolClosedError, PoolFullError, PoolUsageError
 from resilience.events import ConnectionClosed, capture
 from resilience.pool import Budget, ConnectionPool
 from resilience.pool.adapters.adapter import Adapter
@@ -61,6 +61,15 @@ async def test_a_lease_may_end_in_a_callback_of_the_loop(server: Server, anyio_b
             assert pool.stats().opened == (2 if how == "discard" else 1)
 
 
+async def test_of_what_was_done_in_the_background_nothing_is_kept(server: Server) -> None:
+    async with server.pool(max_size=1, reset=server.reset) as pool:
+        for _ in range(5):
+            async with pool.acquire():
+                pass
+        await settled()
+        assert pool._engine._running == {}
+
+
 async def test_a_pool_that_was_never_entered_can_be_closed_and_closed_again(server: Server) -> None:
     budget = Budget(3)
     pool = server.pool(budget=budget)
@@ -69,6 +78,13 @@ async def test_a_pool_that_was_never_entered_can_be_closed_and_closed_again(serv
         await pool.close()
     async with server.pool(budget=budget) as other, other.acquire():
         assert budget.left == 2
+
+
+async def test_a_closed_pool_cannot_be_resized_although_it_was_never_entered(server: Server) -> None:
+    pool = server.pool()
+    await pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.resize(max_size=3)
 
 
 async def test_keepalive_keeps_no_connection_from_growing_idle(server: Server) -> None:
