@@ -213,7 +213,10 @@ class PoolCore:
     # --- coming back ---
 
     def reserve(self, slot: Slot, now: float) -> None:
-        """Take a connection out of service: a leased one to reset it, an idle one to check it."""
+        """Take a connection out of service: a leased one to reset it, an idle one to check it.
+
+        It is lent no more then, so that with a headroom somebody else may be served: by the next plan.
+        """
         if slot.place is LEASED:
             self._note_use(slot, now)
         self._take_out(slot)

@@ -347,6 +347,8 @@ class Engine:
             raise
         if isawaitable(result):
             self.start(self._await_reset, slot, result, failed)
+            if core.waiters.order:  # with a headroom one more may be lent meanwhile
+                self.do(core.plan(Work(), now))
         else:
             self.do(core.give_back(slot, now, failed=failed))
 

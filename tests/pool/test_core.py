@@ -143,7 +143,7 @@ class Books(RuleBasedStateMachine):
                 self.do(core.give_back(slot, now, failed=True))
             case "reset":
                 core.reserve(slot, now)
-                core.check()
+                self.do(core.plan(Work(), now))
                 self.reset.append(slot)
             case "unused":
                 self.do(core.return_unused(slot, now))

@@ -87,6 +87,26 @@ async def test_a_closed_pool_cannot_be_resized_although_it_was_never_entered(ser
         pool.resize(max_size=3)
 
 
+async def test_what_is_being_reset_does_not_count_as_lent_beside_the_headroom(server: Server) -> None:
+    server.takes["reset"] = 3.0
+    async with server.pool(min_size=2, max_size=2, headroom=1, reset=server.reset) as pool:
+        await pool.wait_ready(1)
+        lease = await pool.acquire()
+        waited: list[float] = []
+
+        async def ask() -> None:
+            began = anyio.current_time()
+            async with pool.acquire():
+                waited.append(anyio.current_time() - began)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await settled()
+            assert (pool.stats().waiting, pool.stats().idle) == (1, 1)
+            lease.release()
+        assert waited == [0.0]
+
+
 async def test_keepalive_keeps_no_connection_from_growing_idle(server: Server) -> None:
     async with server.pool(max_size=5, max_idle=0.5, keepalive=0.1) as pool:
         leases = [await pool.acquire() for _ in range(5)]
