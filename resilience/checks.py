@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 from resilience.errors import ConfigurationError
@@ -111,3 +113,9 @@ def shown(value: object) -> str:
     except Exception:  # noqa: BLE001 - the message must come out: even an int has no repr when it is long
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """Give the known word that may have been meant, as a hint in parentheses."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

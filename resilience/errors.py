@@ -20,6 +20,7 @@ message only when somebody reads it: under an outage most rejections are never r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 __all__ = [
@@ -44,6 +45,21 @@ def type_name(error: BaseException) -> str:
     """Return the name of the type of `error` as logs and metrics show it: qualified, except for builtins."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def with_causes(error: BaseException) -> Iterator[BaseException]:
+    """Give an error and all that are behind it, each once: causes, contexts, and members of groups."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
 
 
 class ResilienceError(Exception):

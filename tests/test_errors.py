@@ -25,6 +25,7 @@ from resilience.errors import (
     RejectedError,
     ResilienceError,
     type_name,
+    with_causes,
 )
 
 # The contract: each error, and what an `except` clause written for something more general has to catch.
@@ -310,3 +311,13 @@ def test_a_nested_type_is_named_with_what_it_is_nested_in() -> None:
         pass
 
     assert type_name(LocalError()).endswith("test_a_nested_type_is_named_with_what_it_is_nested_in.<locals>.LocalError")
+
+
+def test_an_error_comes_with_all_that_are_behind_it_each_once() -> None:
+    inner, outer = OSError("inner"), KeyError("outer")
+    member, group = ValueError("member"), ExceptionGroup("group", [KeyError("other"), outer])
+    outer.__cause__, outer.__context__ = inner, member
+    inner.__context__ = group  # a circle: it has `outer` among its own
+    found = list(with_causes(outer))
+    assert found[0] is outer
+    assert sorted(map(id, found)) == sorted(map(id, (outer, inner, member, group, group.exceptions[0])))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from resilience.checks import check_function, check_int, check_number, is_exception_types, shown
+from resilience.checks import check_function, check_int, check_number, hint, is_exception_types, shown
 from resilience.errors import ConfigurationError
 from resilience.windows import MAX_CALLS, CountWindow, TimeWindow
 
@@ -161,8 +160,8 @@ def merged(config: CircuitBreakerConfig, overrides: Mapping[str, Any]) -> Circui
         raise ConfigurationError(f"config must be a CircuitBreakerConfig, got {shown(config)}")
     for field in overrides:
         if field not in CircuitBreakerConfig.__dataclass_fields__:
-            known = ", ".join(CircuitBreakerConfig.__dataclass_fields__)
-            close = difflib.get_close_matches(field, CircuitBreakerConfig.__dataclass_fields__, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigurationError(f"{field} must be a field of CircuitBreakerConfig: {known}{hint}")
+            known = CircuitBreakerConfig.__dataclass_fields__
+            raise ConfigurationError(
+                f"{field} must be a field of CircuitBreakerConfig: {', '.join(known)}{hint(field, known)}"
+            )
     return replace(config, **overrides) if overrides else config

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from resilience.checks import check_function, check_int, check_number, shown
+from resilience.checks import check_function, check_int, check_number, hint, shown
 from resilience.errors import ConfigurationError
 
 MAX_SIZE: Final = 100_000
@@ -86,10 +85,7 @@ class PoolConfig:
     debug: bool = False
 
     def __post_init__(self) -> None:
-        check_int("max_size", self.max_size, most=MAX_SIZE)
-        check_int("min_size", self.min_size, least=0)
-        if self.min_size > self.max_size:
-            raise ConfigurationError(f"min_size must be at most max_size, {self.max_size}, got {shown(self.min_size)}")
+        check_bounds(self.min_size, self.max_size)
         check_int("headroom", self.headroom, least=0, most=self.max_size - 1)
         for field in (*_COUNTS, *_POSITIVE, *_NOT_NEGATIVE):
             value = getattr(self, field)
@@ -144,8 +140,20 @@ _OPTIONAL: Final = {
 }
 
 
+def check_bounds(min_size: int, max_size: int) -> None:
+    """Refuse what cannot be a pool's smallest and largest size.
+
+    Raises:
+        ConfigurationError: names the field, the value and the rule.
+    """
+    check_int("max_size", max_size, most=MAX_SIZE)
+    check_int("min_size", min_size, least=0)
+    if min_size > max_size:
+        raise ConfigurationError(f"min_size must be at most max_size, {max_size}, got {shown(min_size)}")
+
+
 def _check_one_of(field: str, value: object, known: tuple[object, ...]) -> None:
-    if not any(value is one or value == one for one in known):
+    if value not in known:
         raise ConfigurationError(f"{field} must be one of {', '.join(map(repr, known))}, got {shown(value)}")
 
 
@@ -159,8 +167,6 @@ def merged(config: PoolConfig, overrides: Mapping[str, Any]) -> PoolConfig:
         raise ConfigurationError(f"config must be a PoolConfig, got {shown(config)}")
     for field in overrides:
         if field not in PoolConfig.__dataclass_fields__:
-            known = ", ".join(PoolConfig.__dataclass_fields__)
-            close = difflib.get_close_matches(field, PoolConfig.__dataclass_fields__, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigurationError(f"{field} must be a field of PoolConfig: {known}{hint}")
+            known = PoolConfig.__dataclass_fields__
+            raise ConfigurationError(f"{field} must be a field of PoolConfig: {', '.join(known)}{hint(field, known)}")
     return replace(config, **overrides) if overrides else config

@@ -1,9 +1,13 @@
 """The books of a connection pool: who has which connection, who waits, and what must be done about it. Pure.
 
 Every connection is at any moment in exactly one place: idle, reserved (checked or reset), or leased, which it is from
-the moment at which it is assigned to a caller, awake or not. Every move is one synchronous method here. None of them
-waits, calls a driver or reads a clock, so no cancellation can come between the halves of a move: that is where other
-pools lose connections.
+the moment at which it is assigned to a caller, awake or not. Every move is one synchronous step, and nearly all of them
+are methods here. None of them waits, calls a driver or reads a clock, so no cancellation can come between the halves of
+a move: that is where other pools lose connections.
+
+The rest are written out where a call would cost too much, and are what a method here would do: `lease.Acquire` and
+`Lender.take_back` move connections between idle and leased, `Lender._let_wait` adds callers to those who wait, and
+`Keeper._let_go` takes out those whose time is over.
 
 What a move makes necessary, it gives back as work: callers to wake, connects to start, connections to close.
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any, Final, Protocol
@@ -74,7 +79,9 @@ class PoolCore:
         warming: connections that are to be opened once, although nobody asks for them.
         prewarmed: connections that are kept because they were wanted at this time before.
         lent: how often connections were lent that are gone.
-        peak: most that were wanted at a time since the shell last set it to 0.
+        peak: most that were wanted at a time since the keeper last set it to what was wanted then. Kept for `prewarm`:
+            without it connections are lent that are not counted here.
+        fresh_for: seconds for which a connection that was seen alive is lent without a check.
     """
 
     def __init__(
@@ -83,12 +90,13 @@ class PoolCore:
         *,
         jitter: Callable[[], float],
         allowance: Allowance | None = None,
+        checks: bool = True,
         resets: bool = False,
     ) -> None:
         self.config = config
         self.min_size = config.min_size
         self.max_size = config.max_size
-        self.idle: deque[Slot] = deque()
+        self.idle: deque[Slot] = deque()  # for good: `Lender.pop` and `unpop` are methods of it
         self.slots: dict[int, Slot] = {}
         self.connecting = 0
         self.reserved = 0
@@ -108,9 +116,11 @@ class PoolCore:
         self.peak = 0
         self.lent = 0
         self.lifo = config.reuse == "lifo"
-        self.fresh_for = inf if config.check_after_idle is None else config.check_after_idle
+        # Without a check nothing could prove that a connection is alive.
+        self.fresh_for = inf if config.check_after_idle is None or not checks else config.check_after_idle
         self.most_uses = inf if config.max_uses is None else config.max_uses
         self._allowance = allowance
+        self._checks = checks
         self._always_special = resets or config.headroom > 0 or config.max_uses is not None or allowance is not None
         self._jitter = jitter
         self._next_id = 1
@@ -194,29 +204,21 @@ class PoolCore:
 
     def abandon(self, ticket: Ticket, now: float) -> Work:
         """Let a caller wait no longer; what it was assigned meanwhile goes to the next one."""
-        work = Work()
-        if ticket.live:
-            self.waiters.leave(ticket)
-        elif ticket.slot is not None:
-            slot, ticket.slot = ticket.slot, None
-            if slot.place is LEASED:
-                slot.uses -= 1
-                self._take_out(slot)
-                self._place(slot, now, work)
-        return self.plan(work, now)
+        slot, ticket.slot = ticket.slot, None
+        if slot is not None and slot.place is LEASED:
+            return self.return_unused(slot, now)
+        self.waiters.leave(ticket)
+        return self.plan(Work(), now)
 
     # --- coming back ---
 
     def reserve(self, slot: Slot, now: float) -> None:
-        """Take a leased connection out of service, to reset it."""
-        self.note_hold(now - slot.leased_at)
-        slot.idle_since = now
-        self._take_out(slot)
-        slot.place = RESERVED
-        self.reserved += 1
+        """Take a connection out of service: a leased one to reset it, an idle one to check it.
 
-    def reserve_idle(self, slot: Slot) -> None:
-        """Take an idle connection out of service, to check it."""
+        It is lent no more then, so that with a headroom somebody else may be served: by the next plan.
+        """
+        if slot.place is LEASED:
+            self._note_use(slot, now)
         self._take_out(slot)
         slot.place = RESERVED
         self.reserved += 1
@@ -233,21 +235,20 @@ class PoolCore:
             ticket.slot = slot
         return ticket
 
-    def give_back(self, slot: Slot, now: float, *, alive: bool = True) -> Work:
+    def give_back(self, slot: Slot, now: float, *, failed: bool = False) -> Work:
         """Take back a connection that is leased or reserved: to the next caller, to the idle ones, or out.
 
         Args:
             slot: the connection.
             now: the moment.
-            alive: whether it was just seen alive; if not, it is checked before it is lent again.
+            failed: whether its borrower did: then it is checked before it is lent again, if there is a check.
         """
         work = Work()
         if slot.place is LEASED:
-            self.note_hold(now - slot.leased_at)
-            slot.idle_since = now
+            self._note_use(slot, now)
         elif slot.place is not RESERVED:
             return work  # closed under its borrower
-        slot.alive_at = now if alive else -inf
+        slot.alive_at = -inf if failed and self._checks else now
         self._take_out(slot)
         self._place(slot, now, work)
         return self.plan(work, now)
@@ -259,6 +260,10 @@ class PoolCore:
         work = Work()
         self._place(slot, now, work)
         return self.plan(work, now)
+
+    def _note_use(self, slot: Slot, now: float) -> None:
+        self.note_hold(now - slot.leased_at)
+        slot.idle_since = now
 
     def note_hold(self, seconds: float) -> None:
         """Take in how long a connection was held."""
@@ -355,10 +360,6 @@ class PoolCore:
         self._note_special()
         work.closing.append((slot, reason))
 
-    def _return_allowance(self) -> None:
-        if self._allowance is not None:
-            self._allowance.give_back()
-
     def _note_special(self) -> None:
         self.special = self.closing or self.size > self.max_size or self._always_special
 
@@ -389,8 +390,7 @@ class PoolCore:
     def take_back_connects(self, work: Work) -> None:
         """Start none of the connects of `work`."""
         for _ in range(work.connects):
-            self.connecting -= 1
-            self._return_allowance()
+            self.attempt_ended()
         work.connects = 0
 
     def wants_since(self, now: float) -> float:
@@ -487,15 +487,14 @@ class PoolCore:
         return self.plan(work, now)
 
     def refuse_all(self, error: BaseException) -> Work:
-        """Let nobody wait any more, and tell all why."""
+        """Let nobody wait any more, and tell all why: each by a copy, or it would gather everybody's frames."""
         work = Work()
         for ticket in list(self.waiters):
-            self._refuse(ticket, error, work)
+            self._refuse(ticket, copy(error), work)
         return work
 
     def _note_failure(self, now: float) -> None:
-        self.connecting -= 1
-        self._return_allowance()
+        self.attempt_ended()
         self.failures += 1
         self.failing_since = min(self.failing_since, now)
 
@@ -510,10 +509,11 @@ class PoolCore:
         ticket.error = error
         work.woken.append(ticket)
 
-    def connect_cancelled(self) -> None:
-        """Take in that an attempt was given up because the pool closes."""
+    def attempt_ended(self) -> None:
+        """Take in that an attempt opened nothing; `connect_failed` and `connect_refused` do that themselves."""
         self.connecting -= 1
-        self._return_allowance()
+        if self._allowance is not None:
+            self._allowance.give_back()
 
     # --- keeping ---
 
@@ -569,14 +569,12 @@ class PoolCore:
         self.warming = min(connections, most) if connections > self.size else 0
         return self.plan(Work(), now)
 
-    def close(self, error: Callable[[], BaseException]) -> Work:
+    def close(self, error: BaseException) -> Work:
         """Let idle connections and all who wait go; lent ones are closed when they come back."""
-        work = Work()
         self.closing = self.special = True
+        work = self.refuse_all(error)
         while self.idle:
             self._drop(self.idle.popleft(), "closed", work)
-        for ticket in list(self.waiters):
-            self._refuse(ticket, error(), work)
         return work
 
     # --- the books ---

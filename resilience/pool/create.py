@@ -13,11 +13,11 @@ from typing import Any, Final, TypeAlias, TypeVar
 import anyio
 
 from resilience.breaker import CircuitBreaker
-from resilience.checks import check_function, is_async, shown
+from resilience.checks import check_function, hint, is_async, shown
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError
 
-from .adapters.adapter import Adapter, hint
+from .adapters.adapter import Adapter
 from .adapters.address import parse_scheme
 from .budget import Budget
 from .config import PoolConfig

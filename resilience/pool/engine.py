@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from resilience.breaker import CircuitBreaker
 from resilience.checks import check_function, is_exception_types
 from resilience.clock import Clock
-from resilience.errors import CircuitOpenError, ConfigurationError, type_name
+from resilience.errors import CircuitOpenError, ConfigurationError, type_name, with_causes
 from resilience.events import (
     CheckFailed,
     ConnectFailed,
@@ -87,9 +87,10 @@ class Engine:
         self.connect_failures = self.check_failures = self.reset_failures = 0
         self._permanent_errors = permanent_errors
         self._working = 0
+        """Tasks, those that have not begun included."""
         self._done: anyio.Event | None = None
-        self._attempts: set[anyio.CancelScope] = set()
-        self._scopes: set[anyio.CancelScope] = set()
+        self._running: dict[anyio.CancelScope, Callable[..., object]] = {}
+        """What each that has begun does."""
 
     def do(self, work: Work) -> None:
         """Do what a move of the books made necessary. Never waits."""
@@ -97,11 +98,11 @@ class Engine:
         for ticket in work.woken:
             self.wake(ticket.seat)
         for slot, reason in work.closing:
-            self.start(self._close, slot, reason)
+            self.start(self._close_one, slot, reason)
         if self.group is None:  # not entered yet: it begins then
             core.take_back_connects(work)
         for _ in range(work.connects):
-            self.start(self._connect)
+            self.start(self._open_one)
         if self.config.debug:
             core.check()
         if core.closing and not core.leased and not core.reserved:
@@ -175,15 +176,15 @@ class Engine:
             self.group.start_soon(self._run, function, *args)
 
     async def _run(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
-        scope = anyio.CancelScope()
-        self._scopes.add(scope)
+        scope = anyio.CancelScope()  # not in `start`: a plain callback of the loop may give a connection back
+        self._running[scope] = function
         try:
             with scope:
                 await function(*args)
         except Exception as error:  # noqa: BLE001 - a bug of ours, or books that do not add up: never the end of the host
             self.note_bug(error)
         finally:
-            self._scopes.discard(scope)
+            del self._running[scope]
             self._working -= 1
             if self._working == 0 and self._done is not None:
                 self._done.set()
@@ -194,6 +195,17 @@ class Engine:
             self._done = anyio.Event()
             await self._done.wait()
 
+    def cancel_attempts(self) -> None:
+        """Give up what is being opened: the pool closes."""
+        for scope, function in self._running.items():
+            if function == self._open_one:
+                scope.cancel()
+
+    def cancel_all(self) -> None:
+        """Give up whatever is under way; what is being closed minds no cancellation."""
+        for scope in self._running:
+            scope.cancel()
+
     def note_bug(self, error: BaseException) -> None:
         """Tell what should not have happened; the pool goes on."""
         if PoolFailed.sinks:
@@ -201,11 +213,11 @@ class Engine:
 
     # --- opening ---
 
-    async def _connect(self) -> None:
+    async def _open_one(self) -> None:
         """Open one connection, for whoever is first when it is there."""
         core, began = self.core, self.now()
         if core.closing:  # it was started just before
-            core.connect_cancelled()
+            core.attempt_ended()
             return
         error: BaseException | None = None
         connection: Any = None
@@ -216,11 +228,11 @@ class Engine:
         except Exception as raised:  # noqa: BLE001 - the user's function may raise anything; it is told, and tried again
             error = raised
         except BaseException:
-            core.connect_cancelled()
+            core.attempt_ended()
             raise
         now = self.now()
         if core.closing and connection is None:
-            core.connect_cancelled()
+            core.attempt_ended()
         elif error is not None:
             self._connect_failed(error, now)
         else:
@@ -233,26 +245,10 @@ class Engine:
             self.on_opened()
 
     async def _attempt(self) -> Any:
-        with anyio.CancelScope() as scope:
-            self._attempts.add(scope)
-            try:
-                if self.breaker is None:
-                    return await _own(self.connect())
-                async with self.breaker.guard():
-                    return await _own(self.connect())
-            finally:
-                self._attempts.discard(scope)
-        return None  # given up: the pool closes
-
-    def cancel_attempts(self) -> None:
-        """Give up what is being opened: the pool closes."""
-        for scope in list(self._attempts):
-            scope.cancel()
-
-    def cancel_all(self) -> None:
-        """Give up whatever is under way; what is being closed minds no cancellation."""
-        for scope in list(self._scopes):
-            scope.cancel()
+        if self.breaker is None:
+            return await _own(self.connect())
+        async with self.breaker.guard():
+            return await _own(self.connect())
 
     def _unusable(self, connection: object) -> BaseException | None:
         if connection is None:
@@ -286,11 +282,7 @@ class Engine:
         """
         core, limit = self.core, self.config.check_timeout
         began = self.now()
-        try:
-            failed = await self._ask(slot, min(limit, max(0.0, left)))
-        except BaseException:
-            self.do(core.discard(slot, "cancelled", self.now()))
-            raise
+        failed = await self._ask(slot, min(limit, max(0.0, left)))
         now = self.now()
         if slot.place is GONE:  # closed under us
             return False
@@ -308,12 +300,8 @@ class Engine:
         core = self.core
         if slot.place is not IDLE:
             return True
-        core.reserve_idle(slot)
-        try:
-            failed = await self._ask(slot, self.config.check_timeout)
-        except BaseException:
-            self.do(core.discard(slot, "cancelled", self.now()))
-            raise
+        core.reserve(slot, self.now())
+        failed = await self._ask(slot, self.config.check_timeout)
         now = self.now()
         if failed is None:
             self.do(core.give_back(slot, now))
@@ -323,6 +311,7 @@ class Engine:
         return False
 
     async def _ask(self, slot: Slot, seconds: float) -> BaseException | None:
+        """Give what its check says against a connection. One whose check is cancelled is gone."""
         if self.check is None:
             return None
         try:
@@ -331,6 +320,9 @@ class Engine:
                 answer = await _within(seconds, _own(answer))
         except Exception as error:  # noqa: BLE001 - the user's function may raise anything: the connection is broken
             return error
+        except BaseException:
+            self.do(self.core.discard(slot, "cancelled", self.now()))
+            raise
         return ConnectionError("the check returned False") if answer is False else None
 
     def _check_failed(self, slot: Slot, error: BaseException, now: float) -> None:
@@ -354,11 +346,13 @@ class Engine:
             self.do(core.discard(slot, "cancelled", now))
             raise
         if isawaitable(result):
-            self.start(self._reset, slot, result, failed)
+            self.start(self._await_reset, slot, result, failed)
+            if core.waiters.order:  # with a headroom one more may be lent meanwhile
+                self.do(core.plan(Work(), now))
         else:
-            self.do(core.give_back(slot, now, alive=not failed or self.check is None))
+            self.do(core.give_back(slot, now, failed=failed))
 
-    async def _reset(self, slot: Slot, result: Awaitable[object], failed: bool) -> None:  # noqa: FBT001 - of a task
+    async def _await_reset(self, slot: Slot, result: Awaitable[object], failed: bool) -> None:  # noqa: FBT001 - of a task
         core = self.core
         try:
             await _within(self.config.reset_timeout, _own(result))
@@ -368,7 +362,7 @@ class Engine:
             self.do(core.discard(slot, "cancelled", self.now()))
             raise
         else:
-            self.do(core.give_back(slot, self.now(), alive=not failed or self.check is None))
+            self.do(core.give_back(slot, self.now(), failed=failed))
 
     def _reset_failed(self, slot: Slot, error: BaseException) -> None:
         now = self.now()
@@ -379,7 +373,7 @@ class Engine:
 
     # --- closing ---
 
-    async def _close(self, slot: Slot, reason: str) -> None:
+    async def _close_one(self, slot: Slot, reason: str) -> None:
         """Close a connection that is in the books no longer."""
         self.closed += 1
         if ConnectionClosed.sinks:
@@ -454,14 +448,8 @@ async def _own(awaitable: Awaitable[Any]) -> Any:
 
 def _forget_locals(error: BaseException) -> None:
     """Empty the frames of an error that is kept until all is well again: they know passwords, and hold sockets."""
-    seen: list[BaseException] = []
-    left: list[BaseException | None] = [error]
-    while left:
-        one = left.pop()
-        if one is not None and one not in seen:
-            seen.append(one)
-            clear_frames(one.__traceback__)
-            left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    for one in with_causes(error):
+        clear_frames(one.__traceback__)
 
 
 def _nothing(*_: object) -> None:

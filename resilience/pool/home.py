@@ -60,6 +60,7 @@ class Home:
 
     Raises:
         RuntimeError: none runs.
+        ModuleNotFoundError: none runs, and there is no trio in which one could.
     """
 
     __slots__ = ("_find_run", "_run", "current_task", "seat", "thread", "wake")

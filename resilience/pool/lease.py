@@ -99,11 +99,11 @@ class Acquire(Request, Generic[C]):
 
     __slots__ = ("_code", "_lender", "_offset")
 
-    def __init__(self, lender: Lender, wish: Wish, code: CodeType, offset: int) -> None:  # of the ticket all but `slot`
+    def __init__(self, lender: Lender, wish: Wish, code: CodeType, offset: int) -> None:
         self._lender = lender
         self._code = code
         self._offset = offset
-        self.owner = self.slot = None
+        self.owner = self.slot = None  # the rest of a ticket is set by `begin`, for who is not served in the short way
         self.wish = wish
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -11,7 +10,6 @@ import anyio
 
 from resilience.clock import Clock
 from resilience.errors import (
-    CircuitOpenError,
     PoolClosedError,
     PoolFullError,
     PoolTimeoutError,
@@ -19,6 +17,7 @@ from resilience.errors import (
     type_name,
 )
 from resilience.events import AcquireTimedOut, PoolExhausted, PoolRecovered, emit
+from resilience.forks import renew_locks_in_child
 
 from .config import PoolConfig
 from .core import PoolCore
@@ -62,11 +61,6 @@ class Request(Ticket):
 
     wish: Wish
 
-    @property
-    def site(self) -> Site:
-        """Where it was asked for."""
-        raise NotImplementedError
-
 
 class Lender:
     """Lends connections to callers, lets them wait, and takes connections back.
@@ -79,8 +73,8 @@ class Lender:
         waited, used: seconds.
         thread, current_task, seat, wake: of the run that it lends to.
         plain: what callers may ask for who are served in the short way; see `lease.Acquire`.
-        pop, unpop: take out the idle connection that is lent next, and put it back.
-        crowd: the priorities of those who wait; empty if nobody does.
+        pop, unpop: take out the idle connection that is lent next, and put it back: methods of the books' `idle`.
+        crowd: the priorities of those who wait; empty if nobody does: the very list `Waiters.order`.
         notes_at: borrowings that end before this moment need not be noted.
     """
 
@@ -96,7 +90,6 @@ class Lender:
         self._engine = engine
         self._keeper = keeper
         engine.on_move = self._note_pressure
-        self._home: Home | None = None
         self._forked = False
         self._exhausted_at: float | None = None
         self._most_waiting = inf if self.config.max_waiting is None else self.config.max_waiting
@@ -112,36 +105,47 @@ class Lender:
         self.crowd = self.core.waiters.order
         self.debug = self.config.debug
         self.notes_at = -inf
+        renew_locks_in_child(self)
 
     # --- whether it can be used at all ---
 
     def open(self, home: Home) -> None:
         """Begin to lend, to the tasks of one run."""
-        self._home, self.thread, self.current_task = home, home.thread, home.current_task
+        self.thread, self.current_task = home.thread, home.current_task
         self.seat, self.wake = home.seat, home.wake
 
     def end(self) -> None:
         """Lend no more."""
         self.current_task = _nobody
 
-    def refuse_after_fork(self) -> None:
+    def renew_locks(self) -> None:
         """Lend no more in a forked child: the connections are the parent's."""
-        self._forked = self._home is not None  # what was never entered has nothing of the parent's
+        self._forked = self._engine.home is not None  # what was never entered has nothing of the parent's
         self.end()
 
     def check_usable(self) -> None:
-        """Raise if the pool cannot be used, or not from here."""
+        """Refuse to go on if the pool cannot be used, or not from here.
+
+        Raises:
+            PoolClosedError: it is closed, or closes.
+            PoolUsageError: it is not open, of another event loop, or the parent process's.
+        """
         self.check_home()
         if self.core.closing:
             raise PoolClosedError(self.name)
-        if self._home is None:
+        if self._engine.home is None:
             raise PoolUsageError(f"pool {self.name!r} is not open: enter it with `async with`")
 
     def check_home(self) -> None:
-        """Raise if this is not the pool's event loop, nor its process."""
+        """Refuse to go on in another event loop than the pool's, or another process.
+
+        Raises:
+            PoolUsageError: as it says.
+        """
         if self._forked:
             raise PoolUsageError(f"pool {self.name!r} belongs to the parent process: make one after the fork")
-        if self._home is not None and not self._home.is_here():
+        home = self._engine.home
+        if home is not None and not home.is_here():
             raise PoolUsageError(f"pool {self.name!r} belongs to another event loop: make one for each")
 
     # --- lending ---
@@ -174,7 +178,8 @@ class Lender:
         """Do the same for a request that was assigned a broken connection: it keeps its place in the queue.
 
         Raises:
-            as `ask`.
+            PoolTimeoutError: its time is over.
+            PoolClosedError, PoolUsageError: as `check_usable`.
         """
         self.check_usable()
         core, now = self.core, self.now()
@@ -209,7 +214,7 @@ class Lender:
         self._engine.do(self.core.abandon(request, self.now()))
 
     def collect(self, request: Request) -> bool:
-        """Tell whether what the request was assigned can be lent as it is.
+        """Lend what the request was assigned, if it can be lent as it is; tell whether it was.
 
         Raises:
             why it was assigned nothing.
@@ -227,10 +232,13 @@ class Lender:
         return False
 
     async def prove(self, request: Request) -> bool:
-        """Tell whether what the request was assigned is alive, and lend it; if not, it is gone.
+        """Lend what the request was assigned, if it is alive; if not, it is gone. Tell whether it was lent.
 
         Raises:
             PoolTimeoutError: there is no time to find that out.
+            PoolClosedError: the pool closed meanwhile.
+
+        Cancellation: the connection is closed.
         """
         slot, now = request.slot, self.now()
         request.slot = None
@@ -251,11 +259,8 @@ class Lender:
         if self.core.closing:  # it would be closed under whoever gets it now
             self._engine.do(self.core.return_unused(slot, self.now()))
             raise PoolClosedError(self.name)
-        request.slot = slot
-        self.waited += self.now() - request.since
-        slot.asked_at = request.since
-        slot.borrower = request
-        return True
+        request.slot, request.fresh = slot, True
+        return self.collect(request)
 
     # --- refusing ---
 
@@ -264,8 +269,7 @@ class Lender:
         if error is None:
             return self._timed_out(request.since)
         self.rejected += 1
-        # Several may have been given the same.
-        return copy(error) if isinstance(error, CircuitOpenError) else error
+        return error
 
     def _refuse_if_hopeless(self, request: Request, now: float) -> None:
         core, engine, deadline = self.core, self._engine, request.deadline
@@ -355,7 +359,7 @@ class Lender:
         elif engine.reset is not None and not core.reason_to_close(slot, now):
             engine.make_as_new(slot, now, failed=failed)
         else:
-            engine.do(core.give_back(slot, now, alive=not failed or engine.check is None))
+            engine.do(core.give_back(slot, now, failed=failed))
 
     def note(self, lease: Borrower, slot: Slot, now: float) -> None:
         """Remember a borrowing that ends."""

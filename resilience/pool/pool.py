@@ -11,18 +11,16 @@ from types import TracebackType
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 import anyio
-from anyio.abc import TaskGroup
 
 from resilience.breaker import CircuitBreaker
 from resilience.checks import check_function, check_int, check_name, check_number, is_async, shown
 from resilience.clock import Clock
 from resilience.errors import ConfigurationError, PoolClosedError, PoolTimeoutError, PoolUsageError, type_name
 from resilience.events import PoolClosed, PoolResized, emit
-from resilience.forks import renew_locks_in_child
 from resilience.stack import ADMITTED, Admission, dressed, signature_of
 
 from .budget import Budget
-from .config import MAX_SECONDS, MAX_SIZE, PoolConfig, merged
+from .config import MAX_SECONDS, PoolConfig, check_bounds, merged
 from .core import PoolCore, Work
 from .engine import Engine, PermanentErrors, Step, check_permanent_errors
 from .home import Home, site_of_caller
@@ -87,21 +85,16 @@ class ConnectionPool(Generic[C]):
         rng: random.Random | None = None,
         **overrides: Any,
     ) -> None:
-        if not is_async(connect):
-            raise ConfigurationError(f"connect must be an async function, got {shown(connect)}")
-        for field, function in (("close", close), ("check", check), ("reset", reset)):
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"{field} must be a function of a connection, got {shown(function)}")
+        _check_functions(connect, close=close, check=check, reset=reset)
         check_name(name)
         check_function("clock", clock)
-        if not isinstance(breaker, CircuitBreaker | None):
-            raise ConfigurationError(f"breaker must be a CircuitBreaker, got {shown(breaker)}")
-        if not isinstance(budget, Budget | None):
-            raise ConfigurationError(f"budget must be a Budget, got {shown(budget)}")
         check_permanent_errors(permanent_errors)
+        _check_shared(breaker, budget)
         config = merged(PoolConfig() if config is None else config, overrides)
         jitter = (rng or random.Random()).random  # noqa: S311 - jitter, no secret
-        self._core = PoolCore(config, jitter=jitter, allowance=budget, resets=reset is not None)
+        self._core = PoolCore(
+            config, jitter=jitter, allowance=budget, checks=check is not None, resets=reset is not None
+        )
         self._engine = Engine(
             name,
             config,
@@ -115,19 +108,11 @@ class ConnectionPool(Generic[C]):
             budget=budget,
             permanent_errors=permanent_errors,
         )
-        if check is None:  # nothing could prove that a connection is alive
-            self._core.fresh_for = inf
         self._keeper = Keeper(self._engine)
         self._lender = Lender(self._engine, self._keeper)
-        self._group: TaskGroup | None = None
         self._closed: anyio.Event | None = None
         self._changed: anyio.Event | None = None
         """Set when a connection was opened, or the pool closes."""
-        renew_locks_in_child(self)
-
-    def renew_locks(self) -> None:
-        """Refuse to be used in a forked child: the connections are the parent's."""
-        self._lender.refuse_after_fork()
 
     @property
     def name(self) -> str:
@@ -141,7 +126,7 @@ class ConnectionPool(Generic[C]):
 
     def __repr__(self) -> str:
         core = self._core
-        state = "closed" if core.closing else "open" if self._group is not None else "not open"
+        state = "closed" if core.closing else "open" if self._engine.group is not None else "not open"
         return (
             f"<ConnectionPool {self.name!r} {state}, {core.leased} of {core.size} lent, "
             f"{core.waiters.live} waiting, {core.connecting} connecting>"
@@ -153,24 +138,22 @@ class ConnectionPool(Generic[C]):
         self._lender.check_home()
         if self._core.closing:
             raise PoolClosedError(self.name)
-        if self._group is not None:
-            raise PoolUsageError(f"pool {self.name!r} was entered twice")
-        home = Home()
         engine = self._engine
-        group = anyio.create_task_group()
+        if engine.group is not None:
+            raise PoolUsageError(f"pool {self.name!r} was entered twice")
+        home, group = Home(), anyio.create_task_group()
         engine.open(home, group)
-        self._group = group
         await group.__aenter__()
         engine.on_opened = self._note_change
         self._lender.open(home)
-        self._group.start_soon(self._keeper.run)
+        group.start_soon(self._keeper.run)
         engine.do(self._core.plan(Work(), engine.now()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        group = self._group
+        group = self._engine.group
         try:
             await self.close()
         finally:
@@ -189,6 +172,7 @@ class ConnectionPool(Generic[C]):
             grace: seconds for borrowers to finish; None is the configuration's `close_grace`.
 
         Raises:
+            ConfigurationError: a grace that makes no sense.
             PoolUsageError: of another event loop, or in a forked child.
 
         Cancellation: ends the grace at once; everything is closed nevertheless.
@@ -197,14 +181,13 @@ class ConnectionPool(Generic[C]):
             check_number("grace", grace, least=0, most=MAX_SECONDS)
         self._lender.check_home()
         core, engine = self._core, self._engine
-        if core.closing:
-            if self._closed is not None:
-                await self._closed.wait()
+        if self._closed is not None:
+            await self._closed.wait()
             return
         self._lender.end()
         at_rest, closed = anyio.Event(), anyio.Event()
         self._closed, engine.on_rest = closed, at_rest.set
-        engine.do(core.close(lambda: PoolClosedError(self.name)))
+        engine.do(core.close(PoolClosedError(self.name)))
         engine.cancel_attempts()
         self._note_change()
         try:
@@ -242,6 +225,9 @@ class ConnectionPool(Generic[C]):
             priority: higher is served first; in the order of arrival among equals. Above 0 it may use the headroom.
             avoid: a lease whose connection is not wanted again, such as one that just failed.
 
+        Raises:
+            ConfigurationError: a timeout, priority or lease that makes no sense.
+
         Raises, when it is awaited or entered:
             PoolTimeoutError: nothing came free in time; its text says what the pool was busy with. `reason` is
                 "hopeless" if it was refused at once, because its turn would not have come in time.
@@ -261,14 +247,14 @@ class ConnectionPool(Generic[C]):
         frame = _getframe(1)  # see `site_of_caller`
         return Acquire(lender, wish, frame.f_code, frame.f_lasti)
 
-    def _wish(self, patience: float, priority: int, avoid: Lease[C] | None) -> Wish:
+    def _wish(self, patience: float, priority: int, avoid: object) -> Wish:
         if patience != inf:
             check_number("timeout", patience, least=0, most=MAX_SECONDS)
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ConfigurationError(f"priority must be an int, got {shown(priority)}")
         if avoid is None:
             return Wish(patience, priority, None)
-        if not getattr(avoid, "is_of", _nobodys)(self._lender):
+        if not isinstance(avoid, Lease) or not avoid.is_of(self._lender):
             raise ConfigurationError(f"avoid must be a lease of this pool, got {shown(avoid)}")
         return Wish(patience, priority, avoid.last_slot)
 
@@ -338,6 +324,7 @@ class ConnectionPool(Generic[C]):
         """Wait until `min_size` connections are open; many callers may.
 
         Raises:
+            ConfigurationError: a timeout that makes no sense.
             PoolTimeoutError: not within `timeout` seconds; the last error of connecting is its cause.
             PoolClosedError, PoolUsageError: as `acquire`.
         """
@@ -400,14 +387,11 @@ class ConnectionPool(Generic[C]):
             PoolClosedError, PoolUsageError: as `acquire`, but it need not be open yet.
         """
         core, engine = self._core, self._engine
-        if core.closing or self._group is not None:
+        if core.closing or engine.group is not None:
             self._lender.check_usable()
         low = core.min_size if min_size is None else min_size
         high = core.max_size if max_size is None else max_size
-        check_int("max_size", high, most=MAX_SIZE)
-        check_int("min_size", low, least=0)
-        if low > high:
-            raise ConfigurationError(f"min_size must be at most max_size, {high}, got {low}")
+        check_bounds(low, high)
         engine.do(core.resize(low, high, engine.now()))
         self._note_change()  # who waits until the pool is ready may have what it wants
         if PoolResized.sinks:
@@ -432,5 +416,16 @@ class ConnectionPool(Generic[C]):
         return advise(self._lender.usage.uses, self._core.max_size, self._keeper.outlook())
 
 
-def _nobodys(_: object) -> bool:
-    return False
+def _check_functions(connect: object, **steps: object) -> None:
+    if not is_async(connect):
+        raise ConfigurationError(f"connect must be an async function, got {shown(connect)}")
+    for field, function in steps.items():
+        if function is not None and not callable(function):
+            raise ConfigurationError(f"{field} must be a function of a connection, got {shown(function)}")
+
+
+def _check_shared(breaker: object, budget: object) -> None:
+    if not isinstance(breaker, CircuitBreaker | None):
+        raise ConfigurationError(f"breaker must be a CircuitBreaker, got {shown(breaker)}")
+    if not isinstance(budget, Budget | None):
+        raise ConfigurationError(f"budget must be a Budget, got {shown(budget)}")

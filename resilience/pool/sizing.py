@@ -15,9 +15,7 @@ from heapq import heapify, heapreplace
 from math import ceil, inf
 from typing import Final, TypeAlias
 
-from resilience.forecast import Forecast, forecast
-
-__all__ = ["Advice", "PeakMemory", "UsageRecord", "advise", "replay"]
+from resilience.forecast import MOST, Forecast, forecast
 
 Use: TypeAlias = tuple[float, float, float]
 """One borrowing: when the caller asked, got its connection, and gave it back."""
@@ -43,8 +41,6 @@ WIDTH: Final = 60.0
 """Seconds of a bucket of the memory of peaks."""
 FADING: Final = 0.8
 """What is left of the peak of a bucket after a day, and of the recent one after a bucket."""
-BUCKETS_KEPT: Final = 168
-"""Latest buckets of which the forecast is made."""
 
 
 # --- advice ---
@@ -258,17 +254,13 @@ class PeakMemory:
         self._width = width
         self._of_day = [0.0] * max(1, round(day / width))
         self._recent = 0.0
-        self._latest: deque[float] = deque(maxlen=BUCKETS_KEPT)
+        self._latest: deque[float] = deque(maxlen=MOST)  # the forecast looks at no more
         self._number = int(now // width)
         self._peak = 0
-        self._predicted = 0
+        self.predicted = 0
+        """Connections that are expected to be wanted in the bucket that runs now."""
         self.ends_at = (self._number + 1) * width
         """When `turn` is due."""
-
-    @property
-    def predicted(self) -> int:
-        """Connections that are expected to be wanted in the bucket that runs now."""
-        return self._predicted
 
     def note(self, demand: int) -> None:
         """Take in how many connections are wanted just now."""
@@ -283,13 +275,13 @@ class PeakMemory:
         number = int(now // self._width)
         if number <= self._number:
             return None
-        ended = Ended(self._predicted, self._peak)
+        ended = Ended(self.predicted, self._peak)
         # After a long sleep, of a laptop say, one turn of the clock face says all.
         for passed in range(max(self._number, number - len(self._of_day)), number):
             self._close(passed, self._peak if passed == self._number else 0)
         self._number, self._peak = number, 0
         self.ends_at = (number + 1) * self._width
-        self._predicted = self._predict(number)
+        self.predicted = self._predict(number)
         return ended
 
     def _close(self, number: int, peak: int) -> None:

@@ -16,10 +16,14 @@ class PoolStats:
         connecting: attempts to connect under way.
         waiting: callers who wait.
         min_size, max_size: the bounds.
-        acquired, timed_out, rejected: callers who got a connection, who waited in vain, who were refused at once.
+        acquired, timed_out: callers who got a connection, and whose time was over before they did.
+        rejected: callers who were refused for any other reason, at once or while they waited; of a pool that was closed
+            already they are not counted.
         opened, closed: connections.
         connect_failures, check_failures, reset_failures: what went wrong.
-        waited_seconds, used_seconds: total of all waits and of all borrowings that ended.
+        waited_seconds: total of the waits that ended with a connection or when their time was over, checks included;
+            not of those that were refused or cancelled.
+        used_seconds: total of all borrowings that ended.
     """
 
     size: int
@@ -49,9 +53,9 @@ class PoolHealth:
     Attributes:
         status: "up"; "degraded": there are connections, but no new ones can be opened; "down": there are none either.
         cause: the type of the last connect error while it is not up, else None.
-        since: seconds since connecting began to fail, else 0.
+        failing_for: seconds since connecting began to fail; 0 while it is up.
     """
 
     status: Literal["up", "degraded", "down"]
     cause: str | None
-    since: float
+    failing_for: float

@@ -25,7 +25,7 @@ class Ticket:
         since, deadline: when it began to wait, and until when it does.
         seat: where it waits; the shell's.
         slot: the connection that it was assigned.
-        fresh: whether that has just been opened.
+        fresh: whether that needs no check: it has just been opened, or checked for this caller.
         error: why it gets none.
         live: whether it still waits.
         number: in the order of arrival; 0 if it never waited.
@@ -61,7 +61,8 @@ class Waiters:
 
     Attributes:
         live: how many wait.
-        order: the priorities of those who wait, the highest first; empty if nobody does.
+        order: the priorities of those who wait, the highest first; empty if nobody does. One list for good, which is
+            changed in place: `Lender.crowd` is that very list.
     """
 
     def __init__(self) -> None:

@@ -162,6 +162,7 @@ async def test_timeouts_shrink_it_once_in_a_window() -> None:
     assert [event.after for event in told] == [18, 16, 14]
 
 
+@pytest.mark.tells_by_chance
 async def test_how_long_timeouts_took_is_no_latency() -> None:
     limit = adaptive(Vegas(), initial=20)
 

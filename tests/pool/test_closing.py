@@ -169,6 +169,19 @@ async def test_who_waits_for_a_connect_that_hangs_is_refused_at_once(server: Ser
         assert watch.seconds == 1.0
 
 
+async def test_what_is_being_opened_is_given_up_before_the_borrowers_are_done(server: Server) -> None:
+    async with server.pool(max_size=2, connect_timeout=60.0) as pool, anyio.create_task_group() as group:
+        group.start_soon(hold, pool, 5.0)
+        await settled()
+        server.takes["connect"] = inf
+        pool.warm(2)
+        await settled()
+        assert pool.stats().connecting == 1
+        group.start_soon(pool.close, 30)
+        await settled()
+        assert (pool.stats().connecting, pool.stats().leased) == (0, 1)
+
+
 async def test_behind_a_breaker_too_what_a_connect_opens_in_spite_of_that_is_closed(server: Server) -> None:
     async def stubborn() -> Connection:
         with anyio.CancelScope(shield=True):

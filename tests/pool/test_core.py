@@ -140,10 +140,10 @@ class Books(RuleBasedStateMachine):
             case "well":
                 self.do(core.give_back(slot, now))
             case "failed":
-                self.do(core.give_back(slot, now, alive=False))
+                self.do(core.give_back(slot, now, failed=True))
             case "reset":
                 core.reserve(slot, now)
-                core.check()
+                self.do(core.plan(Work(), now))
                 self.reset.append(slot)
             case "unused":
                 self.do(core.return_unused(slot, now))
@@ -167,7 +167,7 @@ class Books(RuleBasedStateMachine):
     @rule(data=st.data())
     def check_idle(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(list(self.core.idle)))
-        self.core.reserve_idle(slot)
+        self.core.reserve(slot, self.now)
         self.core.check()
         self.reset.append(slot)
 
@@ -177,7 +177,7 @@ class Books(RuleBasedStateMachine):
         self.attempts -= 1
         core, now = self.core, self.now
         if core.closing and how != "well":
-            core.connect_cancelled()
+            core.attempt_ended()
             core.check()
             return
         match how:
@@ -254,7 +254,7 @@ class Books(RuleBasedStateMachine):
             self.now += UNIT
             self.do(self.core.due(self.now))
         assert not self.waiting, "somebody waits for ever"
-        self.do(self.core.close(OSError))
+        self.do(self.core.close(OSError()))
         assert self.core.size == 0
         assert self.opened == len(self.closed)
 
@@ -415,7 +415,7 @@ def test_a_check_does_not_end_idleness_and_does_not_need_one_for_a_while() -> No
     core = make(check_after_idle=5.0)
     (slot,) = opened(core, 1)
     core.give_back(slot, 1.0)
-    core.reserve_idle(slot)
+    core.reserve(slot, 6.0)
     core.give_back(slot, 7.0)
     assert slot.idle_since == 1.0
     assert slot.needs_nothing(11.9, core.fresh_for)
@@ -428,6 +428,24 @@ def test_who_borrowed_in_vain_leaves_an_age_and_uses_as_they_were() -> None:
     assert slot.uses == 1
     core.return_unused(slot, 5.0)
     assert (slot.uses, slot.idle_since, core.hold) == (0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_who_was_served_and_leaves_passes_on_what_is_left_of_that_and_has_it_no_more(is_gone: bool) -> None:
+    core = make(max_size=1)
+    (slot,) = opened(core, 1)
+    first, second = Ticket(0.0), Ticket(0.0)
+    core.wait(first, 0.0)
+    core.wait(second, 0.0)
+    core.give_back(slot, 1.0)
+    assert first.slot is slot
+    if is_gone:  # closed by force, before the one who was served was awake
+        core.discard(slot, "forced", 1.0)
+    work = core.abandon(first, 1.0)
+    assert first.slot is None
+    assert second.slot is (None if is_gone else slot)
+    assert (work.woken, work.closing) == ([] if is_gone else [second], [])
+    core.check()
 
 
 def test_nobody_is_lent_what_somebody_waits_beside() -> None:
@@ -522,7 +540,7 @@ def test_closing_refuses_all_who_wait_each_with_an_error_of_its_own() -> None:
     tickets = [Ticket(0.0), Ticket(0.0)]
     for ticket in tickets:
         core.wait(ticket, 0.0)
-    work = core.close(OSError)
+    work = core.close(OSError())
     assert work.woken == tickets
     assert tickets[0].error is not tickets[1].error
     assert core.give_back(slot, 0.0).closing == [(slot, "closed")]

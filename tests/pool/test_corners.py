@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 
 from resilience import CircuitBreaker
-from resilience.errors import PoolFullError, PoolUsageError
+from resilience.errors import PoolClosedError, PoolFullError, PoolUsageError
 from resilience.events import ConnectionClosed, capture
 from resilience.pool import Budget, ConnectionPool
 from resilience.pool.adapters.adapter import Adapter
@@ -45,6 +47,29 @@ async def test_nobody_waits_beside_an_idle_connection_that_another_avoids(server
                 assert anyio.current_time() == began
 
 
+@pytest.mark.parametrize("how", ["release", "discard"])
+async def test_a_lease_may_end_in_a_callback_of_the_loop(server: Server, anyio_backend_name: str, how: str) -> None:
+    """In asyncio no task runs then, and where none runs anyio can make no cancel scope."""
+    async with server.pool(max_size=1, reset=server.reset) as pool:
+        lease = await pool.acquire()
+        end = getattr(lease, how)
+        if anyio_backend_name == "asyncio":
+            asyncio.get_running_loop().call_soon(end)
+        else:
+            trio.lowlevel.current_trio_token().run_sync_soon(end)
+        async with pool.acquire(timeout=1):
+            assert pool.stats().opened == (2 if how == "discard" else 1)
+
+
+async def test_of_what_was_done_in_the_background_nothing_is_kept(server: Server) -> None:
+    async with server.pool(max_size=1, reset=server.reset) as pool:
+        for _ in range(5):
+            async with pool.acquire():
+                pass
+        await settled()
+        assert pool._engine._running == {}
+
+
 async def test_a_pool_that_was_never_entered_can_be_closed_and_closed_again(server: Server) -> None:
     budget = Budget(3)
     pool = server.pool(budget=budget)
@@ -53,6 +78,33 @@ async def test_a_pool_that_was_never_entered_can_be_closed_and_closed_again(serv
         await pool.close()
     async with server.pool(budget=budget) as other, other.acquire():
         assert budget.left == 2
+
+
+async def test_a_closed_pool_cannot_be_resized_although_it_was_never_entered(server: Server) -> None:
+    pool = server.pool()
+    await pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.resize(max_size=3)
+
+
+async def test_what_is_being_reset_does_not_count_as_lent_beside_the_headroom(server: Server) -> None:
+    server.takes["reset"] = 3.0
+    async with server.pool(min_size=2, max_size=2, headroom=1, reset=server.reset) as pool:
+        await pool.wait_ready(1)
+        lease = await pool.acquire()
+        waited: list[float] = []
+
+        async def ask() -> None:
+            began = anyio.current_time()
+            async with pool.acquire():
+                waited.append(anyio.current_time() - began)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await settled()
+            assert (pool.stats().waiting, pool.stats().idle) == (1, 1)
+            lease.release()
+        assert waited == [0.0]
 
 
 async def test_keepalive_keeps_no_connection_from_growing_idle(server: Server) -> None:

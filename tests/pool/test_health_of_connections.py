@@ -255,6 +255,16 @@ async def test_without_a_check_an_idle_connection_is_there_at_once_however_long_
         lease.release()
 
 
+async def test_without_a_check_what_a_failed_borrower_gave_back_is_there_at_once(server: Server) -> None:
+    async with server.pool(max_size=1, check=None) as pool:
+        with pytest.raises(LookupError):
+            async with pool.acquire():
+                raise LookupError
+        lease = pool.try_acquire()
+        assert lease is not None
+        lease.release()
+
+
 async def test_try_acquire_finds_the_one_that_needs_no_check(server: Server) -> None:
     async with server.pool(max_size=2, grow="demand", reuse="fifo", check_after_idle=1.0) as pool:
         first, second = await pool.acquire(), await pool.acquire()

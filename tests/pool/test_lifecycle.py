@@ -258,7 +258,7 @@ async def test_health_says_up_degraded_or_down(server: Server) -> None:
         server.is_down()
         with pytest.raises(PoolTimeoutError):
             await pool.acquire(timeout=4)
-        assert pool.health() == PoolHealth("degraded", "ConnectionRefusedError", 4.0)
+        assert pool.health() == PoolHealth("degraded", "ConnectionRefusedError", failing_for=4.0)
         lease.discard()
         assert pool.health() == PoolHealth("down", "ConnectionRefusedError", 4.0)
         server.is_up()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from resilience.checks import shown
+from resilience.checks import hint, shown
 from resilience.errors import ConfigurationError
 
 C = TypeVar("C")
@@ -91,9 +90,3 @@ def check_arguments(function: Callable[..., object], options: Options, decided: 
                 f"connect_options must be arguments of {function.__module__.partition('.')[0]}.{function.__name__}, "
                 f"got {shown(option)}{hint(option, known)}"
             )
-
-
-def hint(word: str, known: Iterable[str]) -> str:
-    """Give the known word that may have been meant, as a hint in parentheses."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -38,14 +38,10 @@ class Address:
 
     def __str__(self) -> str:
         """Tell the place: without user, password and query."""
-        return f"{self.scheme}://{self.places()}{f'/{quote(self.path)}' if self.path else ''}"
-
-    def places(self, default_port: int | None = None) -> str:
-        """Give hosts and ports as a URL has them."""
-        return ",".join(
-            f"{f'[{host}]' if ':' in host else host}{f':{port or default_port}' if port or default_port else ''}"
-            for host, port in self.hosts
+        hosts = ",".join(
+            f"{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}" for host, port in self.hosts
         )
+        return f"{self.scheme}://{hosts}{f'/{quote(self.path)}' if self.path else ''}"
 
     def one_host(self, default_port: int | None = None) -> tuple[str, int]:
         """Give the only host, and its port.
@@ -57,9 +53,10 @@ class Address:
             how_many = "several" if self.hosts else "none"
             raise ConfigurationError(f"url must name one host, as in {self.scheme}://host:port, got {how_many}")
         host, port = self.hosts[0]
-        if (port or default_port) is None:
+        port = port or default_port
+        if port is None:
             raise ConfigurationError(f"url must name a port, as in {self.scheme}://host:port")
-        return host, port or default_port or 0
+        return host, port
 
 
 def parse_scheme(url: object) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
 from typing import Final, Literal
+
+from resilience.errors import with_causes
 
 _UNKNOWN_NAME: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 _CUT_OFF: Final = (
@@ -41,24 +42,10 @@ def peek(descriptor: int) -> Literal["quiet", "bytes", "closed"]:
 
 def is_network_error_permanent(error: BaseException) -> bool:
     """Tell whether TLS failed for a reason that lasts, or the host's name is unknown; drivers wrap both."""
-    return any(_lasts(one) for one in _with_causes(error))
+    return any(_lasts(one) for one in with_causes(error))
 
 
 def _lasts(error: BaseException) -> bool:
     if isinstance(error, socket.gaierror):
         return error.errno in _UNKNOWN_NAME
     return isinstance(error, ssl.SSLError) and not isinstance(error, _CUT_OFF)
-
-
-def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    left = [error]
-    while left:
-        one = left.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        if isinstance(one, BaseExceptionGroup):
-            left += one.exceptions
-        left += [cause for cause in (one.__cause__, one.__context__) if cause is not None]

@@ -29,13 +29,12 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-_POOLS: Final = "the pool's"
 _DECIDED: Final = {
     **dict.fromkeys(("url", "host", "port", "db", "username", "password"), "the URL"),
-    "socket_connect_timeout": f"{_POOLS} connect_timeout",
-    "max_connections": f"{_POOLS} max_size",
-    "timeout": f"{_POOLS} acquire_timeout",
-    "health_check_interval": f"{_POOLS} check_after_idle",
+    "socket_connect_timeout": "the pool's connect_timeout",
+    "max_connections": "the pool's max_size",
+    "timeout": "the pool's acquire_timeout",
+    "health_check_interval": "the pool's check_after_idle",
     **dict.fromkeys(("retry", "retry_on_error", "retry_on_timeout"), "the pool, which tries no command again,"),
     **dict.fromkeys(("connection_class", "connection_pool", "single_connection_client"), "the adapter"),
 }
@@ -46,7 +45,6 @@ _LEAVES_A_STATE: Final = {
     *("READONLY", "READWRITE", "ASKING", "SCRIPT DEBUG", "CLIENT REPLY", "CLIENT TRACKING", "CLIENT CACHING"),
     *("CLIENT SETNAME", "CLIENT SETINFO", "CLIENT NO-EVICT", "CLIENT NO-TOUCH"),
 }
-_NOAUTH: Final = "NOAUTH"
 _NO_SUCH_DATABASE: Final = ("DB index is out of range", "invalid DB index", "Invalid Database")
 
 
@@ -273,7 +271,7 @@ def _is_permanent(error: BaseException) -> bool:
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return True
     text = str(error)
-    if isinstance(error, redis.ResponseError) and text.startswith((_NOAUTH, "WRONGPASS", "NOPERM")):
+    if isinstance(error, redis.ResponseError) and text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
         return True
     if isinstance(error, redis.exceptions.NoPermissionError) or any(one in text for one in _NO_SUCH_DATABASE):
         return True
