@@ -136,6 +136,7 @@ def create_pool(
         close=adapter.close,
         check=adapter.check,
         reset=adapter.reset,
+        is_closed=adapter.is_closed,
         name=adapter.name if name is None else name,
         config=config,
         breaker=breaker,

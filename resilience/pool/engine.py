@@ -42,7 +42,7 @@ class Engine:
 
     Attributes:
         name, config, core, now, breaker, budget: of the pool.
-        connect, close, check, reset: the user's; all but the first may be None.
+        connect, close, check, reset, is_closed: the user's; all but the first may be None.
         home, group: the event loop and the tasks of the pool, None until it is entered.
         poke: lets the keeper look again what is due.
         last_error: of connecting, None once it went well.
@@ -62,6 +62,7 @@ class Engine:
         close: Step | None,
         check: Step | None,
         reset: Step | None,
+        is_closed: Callable[[Any], bool] | None,
         breaker: CircuitBreaker | None,
         budget: Budget | None,
         permanent_errors: PermanentErrors,
@@ -72,7 +73,8 @@ class Engine:
         self.now = now
         self.connect = connect
         self.close = close
-        self.check = check
+        self.is_closed = None if is_closed is None else _surely(is_closed)
+        self.check = check if check is not None or is_closed is None else _unlike(is_closed)
         self.reset = reset
         self.breaker = breaker
         self.budget = budget
@@ -454,3 +456,20 @@ def _forget_locals(error: BaseException) -> None:
 
 def _nothing(*_: object) -> None:
     """Stand for what is not there yet."""
+
+
+def _surely(is_closed: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Make the user's function one that does not raise: a connection of which it does is checked before it is lent."""
+
+    def is_closed_surely(connection: object) -> bool:
+        try:
+            return bool(is_closed(connection))
+        except Exception:  # noqa: BLE001 - it may raise anything
+            return True
+
+    return is_closed_surely
+
+
+def _unlike(is_closed: Callable[[Any], bool]) -> Step:
+    """Make a check of it, where there is no other."""
+    return lambda connection: not is_closed(connection)

@@ -142,7 +142,12 @@ class Acquire(Request, Generic[C]):
         if core.idle and not lender.crowd and self.wish is lender.plain:
             now = lender.now()
             slot = lender.pop()
-            if now < slot.retire_at and now - slot.alive_at < core.fresh_for:
+            is_closed = lender.is_closed
+            if (
+                now < slot.retire_at
+                and now - slot.alive_at < core.fresh_for
+                and (is_closed is None or not is_closed(slot.connection))
+            ):
                 slot.place = LEASED
                 slot.asked_at = slot.leased_at = now
                 slot.uses += 1

@@ -71,6 +71,7 @@ class Lender:
         usage: the latest borrowings.
         timed_out, rejected: callers.
         waited, used: seconds.
+        is_closed: tells of a connection that its driver knows to be closed; None if nobody asks.
         thread, current_task, seat, wake: of the run that it lends to.
         plain: what callers may ask for who are served in the short way; see `lease.Acquire`.
         pop, unpop: take out the idle connection that is lent next, and put it back: methods of the books' `idle`.
@@ -90,6 +91,7 @@ class Lender:
         self._engine = engine
         self._keeper = keeper
         engine.on_move = self._note_pressure
+        self.is_closed = engine.is_closed
         self._forked = False
         self._exhausted_at: float | None = None
         self._most_waiting = inf if self.config.max_waiting is None else self.config.max_waiting
@@ -153,7 +155,12 @@ class Lender:
     def try_take(self) -> Slot | None:
         """Lend an idle connection that needs nothing, if there is one."""
         self.check_usable()
-        return self.core.take_ready(self.now())
+        while True:
+            slot, now = self.core.take_ready(self.now()), self.now()
+            if slot is None or self.is_closed is None or not self.is_closed(slot.connection):
+                return slot
+            slot.alive_at = -inf  # so that it is checked, and closed, before anybody gets it
+            self._engine.do(self.core.return_unused(slot, now))
 
     # A request is served in steps, between which it may have to wait: `ask`, then `collect`; if what it was assigned
     # cannot be lent as it is, `prove`; and if it is broken, `ask_again`.
@@ -224,12 +231,16 @@ class Lender:
         slot, now = request.slot, self.now()
         if slot is None:
             raise self._refusal(request)
-        if slot.place is LEASED and (request.fresh or slot.needs_nothing(now, self.core.fresh_for)):
+        if slot.place is LEASED and (request.fresh or self._can_be_lent(slot, now)):
             self.waited += now - request.since
             slot.asked_at = request.since
             slot.borrower = request
             return True
         return False
+
+    def _can_be_lent(self, slot: Slot, now: float) -> bool:
+        is_closed = self.is_closed
+        return slot.needs_nothing(now, self.core.fresh_for) and (is_closed is None or not is_closed(slot.connection))
 
     async def prove(self, request: Request) -> bool:
         """Lend what the request was assigned, if it is alive; if not, it is gone. Tell whether it was lent.

@@ -50,6 +50,9 @@ class ConnectionPool(Generic[C]):
         connect: an async function without arguments that opens a connection.
         close: closes one; sync or async; what it raises is of no consequence.
         check: raises or returns False if a connection is broken; sync or async.
+        is_closed: tells whether a connection is known to be closed, as drivers do of a server that hung up. A plain
+            function that is asked at each borrowing, also while `check_after_idle` spares the check: it must be quick,
+            and make no round trip. A connection of which it says yes goes through `check`.
         reset: makes a connection as new after use; sync or async; a connection whose reset fails is closed. A sync one
             runs in the borrower's task, and must not block.
         name: in events, errors and logs.
@@ -76,6 +79,7 @@ class ConnectionPool(Generic[C]):
         close: Step | None = None,
         check: Step | None = None,
         reset: Step | None = None,
+        is_closed: Callable[[C], bool] | None = None,
         name: str = "pool",
         config: PoolConfig | None = None,
         breaker: CircuitBreaker | None = None,
@@ -86,6 +90,8 @@ class ConnectionPool(Generic[C]):
         **overrides: Any,
     ) -> None:
         _check_functions(connect, close=close, check=check, reset=reset)
+        if is_closed is not None:
+            check_function("is_closed", is_closed)
         check_name(name)
         check_function("clock", clock)
         check_permanent_errors(permanent_errors)
@@ -104,6 +110,7 @@ class ConnectionPool(Generic[C]):
             close=close,
             check=check,
             reset=reset,
+            is_closed=is_closed,
             breaker=breaker,
             budget=budget,
             permanent_errors=permanent_errors,

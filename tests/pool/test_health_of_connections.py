@@ -47,6 +47,56 @@ async def borrow(pool: ConnectionPool[Connection], patience: float | None = None
         return round(anyio.current_time() - began, 9), connection.number
 
 
+# --- what the driver knows ---
+
+
+def is_closed(connection: Connection) -> bool:
+    return connection.is_broken
+
+
+async def test_a_connection_that_is_known_to_be_closed_is_not_lent(server: Server) -> None:
+    for options in ({}, {"check": None}, {"check_after_idle": None}):
+        async with server.pool(is_closed=is_closed, max_size=1, **options) as pool:
+            first = (await borrow(pool))[1]
+            server.opened[-1].is_broken = True  # within the time for which no check is asked
+            with capture(CheckFailed) as failed:
+                async with pool.acquire() as connection:
+                    assert connection.number == first + 1
+            server.opened[-1].is_broken = True
+            lease = await pool.acquire()
+            assert lease.connection.number == first + 2
+            lease.release()
+            server.opened[-1].is_broken = True
+            assert pool.try_acquire() is None
+            assert (await borrow(pool))[1] == first + 3
+            assert len(failed) == 1
+            assert server.open == [first + 3]
+
+
+async def test_one_that_closed_while_it_was_lent_is_not_handed_over(server: Server) -> None:
+    got: list[int] = []
+
+    async def wait_for_it() -> None:
+        got.append((await borrow(pool))[1])
+
+    async with server.pool(is_closed=is_closed, max_size=1) as pool:
+        async with anyio.create_task_group() as group, pool.acquire() as connection:
+            group.start_soon(wait_for_it)
+            await settled()
+            connection.is_broken = True
+        assert got == [2]
+
+
+async def test_one_whose_driver_does_not_know_is_checked(server: Server) -> None:
+    def unknown(_: Connection) -> bool:
+        raise RuntimeError
+
+    async with server.pool(is_closed=unknown, max_size=1) as pool:
+        for number in range(1, 4):
+            assert (await borrow(pool))[1] == 1
+            assert server.checked == [1] * (number - 1)
+
+
 # --- keepalive ---
 
 

@@ -31,6 +31,8 @@ class Adapter(Generic[C]):
         check: raises or returns False if a connection is broken.
         reset: makes a connection as new after use, or raises.
         permanent_errors: tells errors of `connect` that trying again cannot cure.
+        is_closed: tells, at once and without a round trip, whether a connection is known to be closed; asked at each
+            borrowing. None if there is no such way.
         fixed: fields of `PoolConfig` that this kind of connection does not leave to the caller.
     """
 
@@ -40,6 +42,7 @@ class Adapter(Generic[C]):
     check: Callable[[C], Awaitable[object] | object] = field(repr=False)
     reset: Callable[[C], Awaitable[object] | object] = field(repr=False)
     permanent_errors: Callable[[BaseException], bool] = field(repr=False)
+    is_closed: Callable[[C], bool] | None = field(default=None, repr=False)
     fixed: Mapping[str, Any] = field(default_factory=_nothing, repr=False)
 
 

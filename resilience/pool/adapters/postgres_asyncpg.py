@@ -30,6 +30,7 @@ def asyncpg_adapter(url: str, *, connect_options: Options) -> Adapter[asyncpg.Co
         check=_check,
         reset=_reset,
         permanent_errors=_is_permanent,
+        is_closed=asyncpg.Connection.is_closed,
     )
 
 

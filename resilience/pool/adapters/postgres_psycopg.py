@@ -98,12 +98,18 @@ def psycopg_adapter(url: str, *, connect_options: Options, reset_query: str | No
         check=_check,
         reset=reset,
         permanent_errors=_is_permanent,
+        is_closed=_may_be_closed,
     )
 
 
 def _check_reset_query(query: object) -> None:
     if query is not None and not (isinstance(query, str) and query.strip()):
         raise ConfigurationError(f"reset_query must be a statement such as 'DISCARD ALL', got {shown(query)}")
+
+
+def _may_be_closed(connection: Connection) -> bool:
+    # A server that ends a connection says why first: what it has said may be that, and the check reads it.
+    return connection.closed or peek(connection.fileno()) != "quiet"
 
 
 async def _check(connection: Connection) -> None:

@@ -88,11 +88,17 @@ class _Once(_Base):
         elif first in _LEAVES_A_STATE or f"{first} {second}" in _LEAVES_A_STATE:
             self.left_in = self.left_in or first
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server is known to have hung up."""
+        reader = getattr(self, "_reader", None)
+        return reader is None or reader.at_eof()
+
     def state(self) -> str:
         """Tell why the connection is not as new; empty if it is."""
-        reader = getattr(self, "_reader", None)
-        if reader is None or reader.at_eof():
+        if self.is_lost:
             return "it was lost"
+        reader = getattr(self, "_reader", None)
         if self._watches or self._queues:
             return "it is in a transaction"
         if self.left_in:
@@ -187,6 +193,7 @@ def redis_adapter(url: str, *, connect_options: Options) -> Adapter[redis.asynci
         check=_check,
         reset=_reset,
         permanent_errors=_is_permanent,
+        is_closed=_is_closed,
     )
 
 
@@ -246,6 +253,10 @@ def _reset(client: redis.asyncio.Redis) -> None:
     state = "a pipeline or subscription still has it" if pool.is_taken else pool.only.state()
     if state:
         raise ConnectionError(f"the client cannot be used again: {state}")
+
+
+def _is_closed(client: redis.asyncio.Redis) -> bool:
+    return bool(_only(client).is_lost)
 
 
 async def _check(client: redis.asyncio.Redis) -> None:

@@ -74,11 +74,18 @@ class PooledStream(ByteStream):
         """
         if self._broken_by:
             raise ConnectionError(self._broken_by)
-        state = peek(self.extra(SocketAttribute.raw_socket).fileno())  # noqa: S610 - of anyio, not of Django
+        state = self._peek()
         if state == "closed":
             raise ConnectionError("the other side has hung up")
         if self._is_plain and (state == "bytes" or self._has_buffered()):
             raise ConnectionError("there are bytes that nobody has read")
+
+    def is_closed(self) -> bool:
+        """Tell whether the other side is known to have hung up."""
+        return self._peek() == "closed"
+
+    def _peek(self) -> str:
+        return peek(self.extra(SocketAttribute.raw_socket).fileno())  # noqa: S610 - of anyio, not of Django
 
     def _has_buffered(self) -> bool:
         """Tell whether anyio keeps what was received and not taken, as it does on asyncio."""
@@ -106,6 +113,7 @@ def tcp_adapter(url: str, *, connect_options: Options) -> Adapter[PooledStream]:
         check=PooledStream.check,
         reset=PooledStream.check,
         permanent_errors=is_network_error_permanent,
+        is_closed=PooledStream.is_closed,
     )
 
 

@@ -138,6 +138,19 @@ async def test_a_check_finds_what_the_server_ended(make: Callable[..., Any]) -> 
         assert len(failed) == 1
 
 
+async def test_what_the_server_ended_is_not_lent_while_no_check_is_due(make: Callable[..., Any]) -> None:
+    async with make(max_size=1, check_after_idle=None) as pool:
+        async with pool.acquire() as connection:
+            ended = await value(connection, "SELECT pg_backend_pid()")
+        await until_idle(pool)
+        async with make() as other, other.acquire() as killer:
+            await value(killer, f"SELECT pg_terminate_backend({ended}, 5000)")
+        await anyio.sleep(0.05)  # until the news is here
+        for _ in range(3):
+            async with pool.acquire() as again:
+                assert await value(again, "SELECT pg_backend_pid()") != ended
+
+
 async def test_a_connection_that_a_borrower_closed_is_replaced(make: Callable[..., Any]) -> None:
     async with make(max_size=1) as pool:
         with capture(ResetFailed) as failed:
