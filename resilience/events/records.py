@@ -378,7 +378,7 @@ class PoolExhausted(Event):
 
 @_record
 class PoolRecovered(Event):
-    """Nobody waits any more, after `duration` seconds of exhaustion."""
+    """There is a connection for the next caller again, after `duration` seconds of exhaustion."""
 
     kind: ClassVar[str] = "pool.recovered"
     default_severity: ClassVar[Severity] = "info"

@@ -374,6 +374,8 @@ class Lender:
 
     def note(self, lease: Borrower, slot: Slot, now: float) -> None:
         """Remember a borrowing that ends."""
+        if self._exhausted_at is not None and not self.crowd:
+            self._tell_recovered()
         if now >= self.usage.opens_at:
             self.usage.note(slot.asked_at, slot.leased_at, now)
         if self.config.leak_after is not None:
@@ -389,7 +391,10 @@ class Lender:
     # --- telling ---
 
     def _note_pressure(self) -> None:
-        """Tell when callers begin to wait because all is lent, and when nobody waits any more."""
+        """Tell when callers begin to wait because all is lent, and when there is one for the next caller again.
+
+        That nobody waits any more is not enough: the last one may have given up.
+        """
         core = self.core
         if self._exhausted_at is None:
             if core.waiters.order and core.leased >= core.max_size:
@@ -397,10 +402,16 @@ class Lender:
                 if PoolExhausted.sinks:
                     emit(PoolExhausted(self.name, now))
         elif not core.waiters.order:
-            began, self._exhausted_at = self._exhausted_at, None
-            if PoolRecovered.sinks:
-                now = self.now()
-                emit(PoolRecovered(self.name, now, duration=now - began))
+            if core.leased < core.max_size:
+                self._tell_recovered()
+            else:
+                self.notes_at = -inf  # the next that comes back is noted
+
+    def _tell_recovered(self) -> None:
+        began, self._exhausted_at = self._exhausted_at, None
+        if began is not None and PoolRecovered.sinks:
+            now = self.now()
+            emit(PoolRecovered(self.name, now, duration=now - began))
 
     def stats(self) -> PoolStats:
         """Give the numbers of this moment."""

@@ -94,7 +94,19 @@ async def test_exhaustion_is_told_at_its_beginning_and_its_end(server: Server) -
         assert [type(event) for event in told] == [PoolExhausted, PoolRecovered]
         recovered = told[1]
         assert isinstance(recovered, PoolRecovered)
-        assert recovered.duration == 3.0
+        assert recovered.duration == 4.0  # when the last of the four has come back
+
+
+async def test_that_the_last_who_waited_gave_up_is_no_recovery(server: Server) -> None:
+    async with server.pool(max_size=1) as pool:
+        with capture(PoolExhausted, PoolRecovered) as told:
+            async with pool.acquire():
+                for _ in range(5):
+                    with pytest.raises(PoolTimeoutError):
+                        await pool.acquire(0.3)
+            assert pool.stats().idle == 1
+        assert [event.kind for event in told] == ["pool.exhausted", "pool.recovered"]
+        assert told[1].as_dict()["duration"] == pytest.approx(1.5)
 
 
 # --- hopeless waits ---
