@@ -178,7 +178,7 @@ class Engine:
             self.group.start_soon(self._run, function, *args)
 
     async def _run(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
-        scope = anyio.CancelScope()  # not in `start`: a plain callback of the loop may give a connection back
+        scope = anyio.CancelScope()  # not in `start`: where no task runs, as in a callback, anyio 4.11 makes none
         self._running[scope] = function
         try:
             with scope:

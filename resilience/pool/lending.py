@@ -93,6 +93,7 @@ class Lender:
         engine.on_move = self._note_pressure
         self.is_closed = engine.is_closed
         self._forked = False
+        self._is_here: Callable[[], bool] = _everywhere
         self._exhausted_at: float | None = None
         self._most_waiting = inf if self.config.max_waiting is None else self.config.max_waiting
         self.thread = 0
@@ -114,7 +115,7 @@ class Lender:
     def open(self, home: Home) -> None:
         """Begin to lend, to the tasks of one run."""
         self.thread, self.current_task = home.thread, home.current_task
-        self.seat, self.wake = home.seat, home.wake
+        self.seat, self.wake, self._is_here = home.seat, home.wake, home.is_here
 
     def end(self) -> None:
         """Lend no more."""
@@ -146,8 +147,7 @@ class Lender:
         """
         if self._forked:
             raise PoolUsageError(f"pool {self.name!r} belongs to the parent process: make one after the fork")
-        home = self._engine.home
-        if home is not None and not home.is_here():
+        if not self._is_here():
             raise PoolUsageError(f"pool {self.name!r} belongs to another event loop: make one for each")
 
     # --- lending ---
@@ -440,3 +440,8 @@ class Lender:
 
 def _nobody(*_: object) -> None:
     """Stand for the current task of a pool that was not entered, and for all else that it has not."""
+
+
+def _everywhere() -> bool:
+    """Stand for the place of a pool that was not entered."""
+    return True

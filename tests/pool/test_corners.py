@@ -13,7 +13,7 @@ import trio
 
 from resilience import CircuitBreaker
 from resilience.errors import PoolClosedError, PoolFullError, PoolUsageError
-from resilience.events import ConnectionClosed, capture
+from resilience.events import ConnectionClosed, ConnectionOpened, capture, subscribe
 from resilience.pool import Budget, ConnectionPool
 from resilience.pool.adapters.adapter import Adapter
 from resilience.pool.create import _prepared
@@ -49,7 +49,6 @@ async def test_nobody_waits_beside_an_idle_connection_that_another_avoids(server
 
 @pytest.mark.parametrize("how", ["release", "discard"])
 async def test_a_lease_may_end_in_a_callback_of_the_loop(server: Server, anyio_backend_name: str, how: str) -> None:
-    """In asyncio no task runs then, and where none runs anyio can make no cancel scope."""
     async with server.pool(max_size=1, reset=server.reset) as pool:
         lease = await pool.acquire()
         end = getattr(lease, how)
@@ -59,6 +58,56 @@ async def test_a_lease_may_end_in_a_callback_of_the_loop(server: Server, anyio_b
             trio.lowlevel.current_trio_token().run_sync_soon(end)
         async with pool.acquire(timeout=1):
             assert pool.stats().opened == (2 if how == "discard" else 1)
+
+
+async def test_who_is_awake_too_late_for_its_connection_gets_another(server: Server) -> None:
+    async with server.pool(max_size=1) as pool, anyio.create_task_group() as group:
+        lease = await pool.acquire()
+        borrowed: list[int] = []
+
+        async def ask() -> None:
+            async with pool.acquire() as connection:
+                borrowed.append(connection.number)
+
+        group.start_soon(ask)
+        await settled()
+        lease.release()
+        pool._force()  # before the one who has it now is awake
+        await settled()
+        assert (borrowed, server.open) == ([2], [2])
+
+
+async def test_what_it_gets_then_is_checked_although_its_first_one_was_new(server: Server) -> None:
+    async with server.pool(max_size=2, check_after_idle=0, grow="demand") as pool, anyio.create_task_group() as group:
+        lease = await pool.acquire()
+
+        async def ask() -> None:
+            async with pool.acquire() as connection:
+                assert connection.number == 1
+
+        def interfere(_: ConnectionOpened) -> None:
+            lease.release()
+            pool._force()
+
+        server.takes["connect"] = 1.0
+        with subscribe(interfere, ConnectionOpened):
+            group.start_soon(ask)
+            await anyio.sleep(2)
+        assert server.checked == [1]
+
+
+async def test_who_is_refused_while_it_waits_is_counted_too(server: Server) -> None:
+    async with server.pool(max_size=1) as pool, anyio.create_task_group() as group:
+
+        async def ask() -> None:
+            with pytest.raises(PoolClosedError):
+                await pool.acquire()
+
+        async with pool.acquire():
+            group.start_soon(ask)
+            await settled()
+            await pool.close(grace=0)
+        assert pool.stats().rejected == 1
 
 
 async def test_of_what_was_done_in_the_background_nothing_is_kept(server: Server) -> None:
