@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from inspect import isawaitable
 from math import inf
 from traceback import clear_frames
@@ -173,9 +174,14 @@ class Engine:
 
     def start(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Do one thing in the background."""
-        if self.group is not None:
-            self._working += 1
-            self.group.start_soon(self._run, function, *args)
+        if self.group is None or self.home is None:
+            return
+        self._working += 1
+        begin = partial(self.group.start_soon, self._run, function, *args)
+        if self.home.current_task() is None:
+            self.home.in_a_task(begin)  # in a callback of asyncio's loop, say, where anyio starts nothing
+        else:
+            begin()
 
     async def _run(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
         scope = anyio.CancelScope()  # not in `start`: where no task runs, as in a callback, anyio 4.11 makes none

@@ -57,19 +57,21 @@ class Home:
         current_task: gives the task that runs in it now, None if none does.
         seat: makes a place to wait, which is awaited. Cancellation: raises, whether or not it was woken meanwhile.
         wake: lets the task at a seat go on; again is of no consequence.
+        in_a_task: calls a function in a task, soon or at once.
 
     Raises:
         RuntimeError: none runs.
         ModuleNotFoundError: none runs, and there is no trio in which one could.
     """
 
-    __slots__ = ("_find_run", "_run", "current_task", "seat", "thread", "wake")
+    __slots__ = ("_find_run", "_run", "current_task", "in_a_task", "seat", "thread", "wake")
 
     def __init__(self) -> None:
         self.thread = get_ident()
         self.current_task: Callable[[], Any]
         self.seat: Callable[[], Awaitable[object]]
         self.wake: Callable[[Any], object]
+        self.in_a_task: Callable[[Callable[[], object]], object]
         self._find_run: Callable[[], Any]
         try:
             loop = asyncio.get_running_loop()
@@ -78,10 +80,12 @@ class Home:
             self._find_run = lowlevel.current_trio_token
             self.current_task = partial(_trio_task, lowlevel, lowlevel.current_trio_token())
             self.seat, self.wake = partial(TrioSeat, lowlevel), TrioSeat.wake
+            self.in_a_task = _at_once
         else:
             self._find_run = asyncio.get_running_loop
             self.current_task = _task_of(loop)
             self.seat, self.wake = loop.create_future, _wake_future
+            self.in_a_task = partial(_soon, loop)
         self._run = self._find_run()
 
     def is_here(self) -> bool:
@@ -104,6 +108,17 @@ def _task_of(loop: asyncio.AbstractEventLoop) -> Callable[[], Any]:
         tasks: Any = asyncio.tasks
         return partial(tasks._current_tasks.get, loop)  # noqa: SLF001 - of versions that change no more
     return partial(asyncio.current_task, loop)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    async def run() -> None:
+        call()
+
+    loop.create_task(run())  # the loop holds it until it has run, which is its next turn
+
+
+def _at_once(call: Callable[[], object]) -> None:
+    call()  # trio starts tasks from anywhere
 
 
 def _trio_task(lowlevel: Any, token: object) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 
 from resilience.errors import PoolClosedError, PoolTimeoutError
 from resilience.events import ConnectionClosed, ConnectionOpened, PoolClosed, PoolFailed, PrewarmPredicted, capture
@@ -355,3 +356,33 @@ def test_on_uvloop_too() -> None:
             assert pool.stats().idle == 3
 
     uvloop.run(main())
+
+
+# --- callbacks ---
+
+
+@pytest.mark.parametrize("how", ["release", "discard"])
+def test_a_lease_may_end_in_a_callback_of_any_loop(how: str, server: Server) -> None:
+    """Where no task runs, and anyio alone starts nothing: asyncio's own runner tells it of no loop."""
+
+    async def main() -> None:
+        async with ConnectionPool(server.connect, reset=server.reset, close=server.close, max_size=1) as pool:
+            for _ in range(2):
+                lease = await pool.acquire()
+                asyncio.get_running_loop().call_soon(getattr(lease, how))
+                async with pool.acquire(1):
+                    pass
+        assert not server.open
+
+    asyncio.run(main())
+    trio.run(in_a_callback_of_trio, server, how)
+
+
+async def in_a_callback_of_trio(server: Server, how: str) -> None:
+    async with ConnectionPool(server.connect, reset=server.reset, close=server.close, max_size=1) as pool:
+        for _ in range(2):
+            lease = await pool.acquire()
+            trio.lowlevel.current_trio_token().run_sync_soon(getattr(lease, how))
+            async with pool.acquire(1):
+                pass
+    assert not server.open

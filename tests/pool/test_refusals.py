@@ -100,10 +100,11 @@ async def test_exhaustion_is_told_at_its_beginning_and_its_end(server: Server) -
 async def test_that_the_last_who_waited_gave_up_is_no_recovery(server: Server) -> None:
     async with server.pool(max_size=1) as pool:
         with capture(PoolExhausted, PoolRecovered) as told:
-            async with pool.acquire():
-                for _ in range(5):
-                    with pytest.raises(PoolTimeoutError):
-                        await pool.acquire(0.3)
+            lease = await pool.acquire()
+            for _ in range(5):
+                with pytest.raises(PoolTimeoutError):
+                    await pool.acquire(0.3)
+            lease.release()
             assert pool.stats().idle == 1
         assert [event.kind for event in told] == ["pool.exhausted", "pool.recovered"]
         assert told[1].as_dict()["duration"] == pytest.approx(1.5)
