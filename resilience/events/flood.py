@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from .records import CircuitStateChanged, Event, FallbackEntered, FallbackLeft, PoolClosed
+from .records import CircuitStateChanged, Event, FallbackEntered, FallbackLeft, PoolClosed, PoolHealthChanged
 
 FLOOD_PASSES: Final = 5
 FLOOD_INTERVAL: Final = 10.0
@@ -18,7 +18,7 @@ MAX_COMPONENTS: Final = 1_024
 
 _SHARED: Final = ("", "(others)")
 
-NEVER_SUPPRESSED: Final = (CircuitStateChanged, FallbackEntered, FallbackLeft, PoolClosed)
+NEVER_SUPPRESSED: Final = (CircuitStateChanged, FallbackEntered, FallbackLeft, PoolClosed, PoolHealthChanged)
 """Changes of state: rare, and the lines that an incident is read from."""
 
 
@@ -73,7 +73,10 @@ class FloodControl:
                 key = _SHARED
             component = self._components.setdefault(key, _Component())
         summaries: list[Summary] = []
-        if not component.starts <= event.at < component.ends:
+        if isinstance(event, PoolHealthChanged):
+            # What was counted comes first, or the last line of an outage would be a failure from before its end.
+            summaries = self._end_intervals(key, component, inf)
+        elif not component.starts <= event.at < component.ends:
             summaries = self._end_intervals(key, component, event.at)
         if isinstance(event, NEVER_SUPPRESSED):
             return True, summaries

@@ -423,6 +423,30 @@ class ReconnectFailed(Event):
 
 
 @_record
+class PoolHealthChanged(Event):
+    """The health of a pool changed; down is an error, degraded a warning, up info.
+
+    Attributes:
+        from_status, to_status: see `PoolHealth`.
+        cause: the type of the last error of connecting, None when it is up again.
+        failing_for: seconds since connecting began to fail, or for which it failed.
+    """
+
+    kind: ClassVar[str] = "pool.health_changed"
+    default_severity: ClassVar[Severity] = "warning"
+
+    from_status: str
+    to_status: str
+    cause: str | None
+    failing_for: float
+
+    @property
+    def severity(self) -> Severity:
+        """As bad as it is now."""
+        return "error" if self.to_status == "down" else "info" if self.to_status == "up" else self.default_severity
+
+
+@_record
 class PoolResized(Event):
     """The bounds of a pool changed."""
 

@@ -24,6 +24,7 @@ from resilience.events import (
     ConnectionClosed,
     ConnectionOpened,
     PoolFailed,
+    PoolHealthChanged,
     ResetFailed,
     emit,
 )
@@ -33,6 +34,7 @@ from .config import PoolConfig
 from .core import PoolCore, Work
 from .home import Home
 from .slots import GONE, IDLE, Slot
+from .stats import Health
 
 Step: TypeAlias = Callable[[Any], "Awaitable[object] | object"]
 PermanentErrors: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], object]"
@@ -88,6 +90,8 @@ class Engine:
         self.last_error: BaseException | None = None
         self.opened = self.closed = 0
         self.connect_failures = self.check_failures = self.reset_failures = 0
+        self._told_health: Health = "up"
+        self._failed_at = 0.0
         self._permanent_errors = permanent_errors
         self._working = 0
         """Tasks, those that have not begun included."""
@@ -116,7 +120,30 @@ class Engine:
             self._refuse_if_open(self.breaker)
         if self.budget is not None:
             self.budget.settle()
+        if self.health() != self._told_health:
+            self._tell_health()
         self.on_move()
+
+    def health(self) -> Health:
+        """Tell how the pool is, in a word."""
+        if not self.core.failures:
+            return "up"
+        return "degraded" if self.core.size else "down"
+
+    def cause(self) -> str | None:
+        """Tell the type of error for which it is not up."""
+        if not self.core.failures:
+            return None
+        return "CircuitOpenError" if self.last_error is None else type_name(self.last_error)
+
+    def _tell_health(self) -> None:
+        before, self._told_health = self._told_health, self.health()
+        if before == "up":
+            self._failed_at = self.core.failing_since
+        if PoolHealthChanged.sinks and not self.core.closing:
+            now = self.now()
+            status, cause = self._told_health, self.cause()
+            emit(PoolHealthChanged(self.name, now, before, status, cause, failing_for=now - self._failed_at))
 
     def _refuse_if_open(self, breaker: CircuitBreaker) -> None:
         """Let nobody wait for an open breaker where nothing can come back."""

@@ -15,7 +15,7 @@ import anyio
 from resilience.breaker import CircuitBreaker
 from resilience.checks import check_function, check_int, check_name, check_number, is_async, shown
 from resilience.clock import Clock
-from resilience.errors import ConfigurationError, PoolClosedError, PoolTimeoutError, PoolUsageError, type_name
+from resilience.errors import ConfigurationError, PoolClosedError, PoolTimeoutError, PoolUsageError
 from resilience.events import PoolClosed, PoolResized, emit
 from resilience.stack import ADMITTED, Admission, dressed, signature_of
 
@@ -412,11 +412,9 @@ class ConnectionPool(Generic[C]):
 
     def health(self) -> PoolHealth:
         """Tell how the pool is."""
-        core, error = self._core, self._engine.last_error
-        if not core.failures:
-            return PoolHealth("up", None, 0.0)
-        cause = "CircuitOpenError" if error is None else type_name(error)
-        return PoolHealth("degraded" if core.size else "down", cause, self._engine.now() - core.failing_since)
+        engine = self._engine
+        failing_for = engine.now() - self._core.failing_since if self._core.failures else 0.0
+        return PoolHealth(engine.health(), engine.cause(), failing_for)
 
     def advice(self) -> Advice:
         """Say what the latest borrowings mean for the pool's size; `str()` of it is for people."""

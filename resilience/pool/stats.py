@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,15 @@ class PoolStats:
     used_seconds: float
 
 
+Health: TypeAlias = Literal["up", "degraded", "down"]
+
+
 @dataclass(frozen=True, slots=True)
 class PoolHealth:
     """How a pool is.
+
+    "up" means that nothing is known to be wrong: a pool that opened nothing yet knows nothing. Where a service must not
+    begin without its database, set `min_size` and `await pool.wait_ready(...)`.
 
     Attributes:
         status: "up"; "degraded": there are connections, but no new ones can be opened; "down": there are none either.
@@ -56,6 +62,6 @@ class PoolHealth:
         failing_for: seconds since connecting began to fail; 0 while it is up.
     """
 
-    status: Literal["up", "degraded", "down"]
+    status: Health
     cause: str | None
     failing_for: float

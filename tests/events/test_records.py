@@ -61,6 +61,7 @@ PoolRecovered         pool.recovered                      info    duration
 LeakSuspected         pool.leak_suspected                 warning id held site suspended_at
 LeakReturned          pool.leak_returned                  warning id held site
 ReconnectFailed       pool.reconnect_failed               error   elapsed error_type
+PoolHealthChanged     pool.health_changed                 warning from_status to_status cause failing_for
 PoolResized           pool.resized                        info
 PoolClosed            pool.closed                         info    forced
 PoolFailed            pool.failed                         error   error_type

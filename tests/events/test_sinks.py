@@ -30,6 +30,7 @@ from resilience.events import (
     CacheHit,
     CallRejected,
     CircuitStateChanged,
+    ConnectFailed,
     Event,
     EventsDropped,
     FallbackEntered,
@@ -38,6 +39,7 @@ from resilience.events import (
     LimitRejected,
     PoolClosed,
     PoolExhausted,
+    PoolHealthChanged,
     PoolRecovered,
     PredicateFailed,
     RetryStopped,
@@ -512,12 +514,22 @@ def test_kinds_and_components_are_limited_each_for_itself() -> None:
         FallbackEntered("api", 0.0, "timeout", 3, "share"),
         FallbackLeft("api", 0.0, 4.0, 10),
         PoolClosed("db", 0.0, 0),
+        PoolHealthChanged("db", 0.0, "up", "down", "OSError", 0.0),
     ],
     ids=lambda event: f"{type(event).__name__}-{event.severity}",
 )
 def test_changes_of_state_are_never_suppressed(change: Event) -> None:
     flood = FloodControl()
     assert passes(flood, *[change] * 50) == [True] * 50
+    assert flood.close() == []
+
+
+def test_what_was_counted_of_an_outage_is_told_before_its_end() -> None:
+    flood = FloodControl()
+    failed = ConnectFailed("db", 0.0, "OSError", 1, 0.1)
+    assert passes(flood, *[failed] * 8) == [True] * 5 + [False] * 3
+    passed, summaries = flood.judge(PoolHealthChanged("db", 1.0, "down", "up", None, 1.0))
+    assert (passed, summaries) == (True, [Summary(ConnectFailed.kind, "db", "warning", 3)])
     assert flood.close() == []
 
 

@@ -19,7 +19,15 @@ import pytest
 
 from resilience import CircuitBreaker, CountWindow
 from resilience.errors import CircuitOpenError, ConfigurationError, PoolTimeoutError, PoolUsageError
-from resilience.events import CheckFailed, ConnectionClosed, LeakReturned, LeakSuspected, ResetFailed, capture
+from resilience.events import (
+    CheckFailed,
+    ConnectionClosed,
+    LeakReturned,
+    LeakSuspected,
+    PoolHealthChanged,
+    ResetFailed,
+    capture,
+)
 from resilience.pool import Budget, ConnectionPool
 from resilience.testing import VirtualClock
 
@@ -688,3 +696,33 @@ async def test_what_took_too_long_is_let_go_at_once_and_not_when_the_garbage_col
             assert [ref() for ref in held if ref() is not None] == []
     finally:
         gc.enable()
+
+
+# --- what an operator reads ---
+
+
+async def test_health_is_told_when_it_changes(server: Server) -> None:
+    server.is_down()
+    with capture(PoolHealthChanged) as told:
+        async with server.pool(min_size=1, max_size=2, reconnect_base=0.5, reconnect_cap=1.0) as pool:
+            with pytest.raises(PoolTimeoutError):
+                await pool.acquire(3.2)
+            server.is_up()
+            async with pool.acquire(), pool.acquire():
+                server.is_down()
+                pool.drain()
+            await anyio.sleep(5)
+            server.is_up()
+            await anyio.sleep(5)
+            server.is_down()
+    facts = [(event.as_dict()["from_status"], event.as_dict()["to_status"], event.severity) for event in told]
+    assert facts == [
+        ("up", "down", "error"),
+        ("down", "up", "info"),
+        ("up", "down", "error"),
+        ("down", "up", "info"),
+    ]
+    times = [(event.as_dict()["cause"], event.as_dict()["failing_for"]) for event in told]
+    assert times[0] == ("ConnectionRefusedError", 0.0)
+    assert times[1][0] is None
+    assert times[1][1] == pytest.approx(4.0, abs=0.6)
