@@ -120,8 +120,7 @@ class Engine:
             self._refuse_if_open(self.breaker)
         if self.budget is not None:
             self.budget.settle()
-        if self.health() != self._told_health:
-            self._tell_health()
+        self._note_health()
         self.on_move()
 
     def health(self) -> Health:
@@ -136,7 +135,10 @@ class Engine:
             return None
         return "CircuitOpenError" if self.last_error is None else type_name(self.last_error)
 
-    def _tell_health(self) -> None:
+    def _note_health(self) -> None:
+        """Tell if it has changed."""
+        if self.health() == self._told_health:
+            return
         before, self._told_health = self._told_health, self.health()
         if before == "up":
             self._failed_at = self.core.failing_since
