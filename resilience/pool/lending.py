@@ -317,11 +317,11 @@ class Lender:
                     self.name, now, waited=now - began, size=core.size, leased=core.leased, waiting=core.waiters.live
                 )
             )
-        error = PoolTimeoutError(self.name, stats=self.stats(), explanation=self._explanation(now))
+        error = PoolTimeoutError(self.name, stats=self.stats(), explanation=self.explanation(now))
         error.__cause__ = self._engine.last_error
         return error
 
-    def _explanation(self, now: float) -> str:
+    def explanation(self, now: float) -> str:
         """Say what the pool is busy with."""
         core, engine = self.core, self._engine
         counts = (
@@ -334,7 +334,7 @@ class Lender:
         )
         parts += [f"lent for {now - slot.leased_at:.3g} s at {told(slot.borrower.site)}" for slot in lent[:3]]
         if engine.last_error is not None:
-            parts.append(f"connecting fails since {now - core.failing_since:.3g} s: {type_name(engine.last_error)}")
+            parts.append(f"connecting has failed for {now - core.failing_since:.3g} s: {type_name(engine.last_error)}")
         if engine.breaker is not None and engine.breaker.state != "closed":
             parts.append(f"the circuit breaker {engine.breaker.name!r} is {engine.breaker.state}")
         return "; ".join(parts)

@@ -345,7 +345,8 @@ class ConnectionPool(Generic[C]):
                 await self._changed.wait()
                 self._lender.check_usable()
             return
-        error = PoolTimeoutError(self.name, "not_ready", stats=self.stats())
+        explanation = self._lender.explanation(self._engine.now())
+        error = PoolTimeoutError(self.name, "not_ready", stats=self.stats(), explanation=explanation)
         raise error from self._engine.last_error
 
     def _note_change(self) -> None:

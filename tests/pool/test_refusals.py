@@ -60,7 +60,7 @@ async def test_a_timeout_says_what_the_pool_was_busy_with(server: Server) -> Non
 async def test_a_timeout_has_the_last_error_of_connecting(server: Server) -> None:
     server.is_down()
     async with server.pool() as pool:
-        with pytest.raises(PoolTimeoutError, match="connecting fails since 2 s: ConnectionRefusedError") as refusal:
+        with pytest.raises(PoolTimeoutError, match="connecting has failed for 2 s: ConnectionRefusedError") as refusal:
             await pool.acquire(timeout=2)
         assert isinstance(refusal.value.__cause__, ConnectionRefusedError)
 

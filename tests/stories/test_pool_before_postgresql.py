@@ -255,7 +255,7 @@ async def test_a_server_that_accepts_and_never_answers_is_told_as_such(scheme: s
                 pass
         assert anyio.current_time() - began < 0.8
         assert isinstance(refusal.value.__cause__, TimeoutError)
-        assert "connecting fails since" in str(refusal.value)
+        assert "connecting has failed for" in str(refusal.value)
         assert len(told) == 1
         proxy.restore()
         async with pool.acquire(timeout=CAP + 1) as connection:
