@@ -301,6 +301,20 @@ async def test_rare_calls_move_it_too_after_a_long_stretch() -> None:
     assert limit.limit == 3
 
 
+async def test_it_is_used_as_much_as_it_was_at_most() -> None:
+    limit = adaptive(AIMD(), initial=10)
+    await load(limit, 0.1, callers=5, rounds=10)
+    await limit(anyio.sleep)(1)  # ends the stretch, alone
+    assert limit.limit == 11
+
+
+def test_in_a_short_time_with_many_calls_the_first_will_do(clock: VirtualClock) -> None:
+    limit = AdaptiveLimit(clock=clock)
+    for _ in range(1_000):
+        limit(lambda: None)()
+    assert len(limit._stretch._seconds) == 500
+
+
 async def test_who_finds_no_place_is_refused_by_its_name() -> None:
     limit = adaptive(Vegas(), initial=1)
     async with anyio.create_task_group() as group:
