@@ -159,8 +159,7 @@ class AdaptiveLimit(Line):
             least, most = self._bounds
             self._limit = min(max(self._estimator.next(self._limit, sample), least), most)
             before, after = self._places.limit, int(self._limit)
-            if after != before:
-                self._places.move(after)
+            self._places.move(after)
         if after != before and LimitChanged.sinks:
             emit(LimitChanged(site.name, now, before=before, after=after))
 
@@ -178,9 +177,8 @@ class _Stretch:
     def add(self, seconds: float, in_flight: int, now: float, *, dropped: bool) -> Sample | None:
         """Take in a call; gives a sample when there is enough, which ends the stretch."""
         self._most = max(self._most, in_flight)
-        if dropped:
-            self._dropped = True
-        elif len(self._seconds) < 10 * _ENOUGH:  # in a short time with many calls the first will do
+        self._dropped = self._dropped or dropped
+        if len(self._seconds) < 10 * _ENOUGH:  # in a short time with many calls the first will do
             self._seconds.append(seconds)
         passed = now - self._began
         if self._dropped:

@@ -228,6 +228,43 @@ def test_a_thread_waits_no_longer_than_it_is_told_or_its_deadline() -> None:
     assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
 
 
+def test_a_thread_whose_deadline_has_passed_does_not_wait(clock: VirtualClock) -> None:
+    bulkhead = Bulkhead(1, max_waiting=1)
+    call = begun(bulkhead)
+
+    def late() -> None:
+        clock.advance(2)
+        bulkhead(lambda: None)()
+
+    with pytest.raises(BulkheadFullError, match="timeout"):
+        Deadline(1, clock=clock)(late)()
+    call.close()
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_thread_that_is_interrupted_while_it_waits_leaves_the_line(
+    monkeypatch: pytest.MonkeyPatch, served: bool
+) -> None:
+    bulkhead = Bulkhead(1, max_waiting=1)
+    call = begun(bulkhead)
+
+    class Gate:
+        def acquire(self, timeout: float = -1) -> None:
+            if timeout > 0:
+                if served:
+                    call.close()
+                raise KeyboardInterrupt
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(places, "threading", types.SimpleNamespace(Lock=Gate, TIMEOUT_MAX=threading.TIMEOUT_MAX))
+    with pytest.raises(KeyboardInterrupt):
+        bulkhead(lambda: None)()
+    call.close()
+    assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_thread_hands_over_to_a_task_and_a_task_to_a_thread(anyio_backend: str) -> None:
     del anyio_backend
@@ -382,7 +419,7 @@ async def test_a_plain_function_never_waits_in_an_event_loops_thread(
 async def test_a_plain_function_in_an_event_loops_thread_finds_a_bulkhead_without_a_line_full() -> None:
     bulkhead = Bulkhead(1)
     call = begun(bulkhead)
-    with pytest.raises(BulkheadFullError, match="full"):
+    with pytest.raises(BulkheadFullError, match="refused the call: full"):
         bulkhead(lambda: 7)()
     call.close()
 
@@ -399,12 +436,15 @@ the garbage collector if that is due."""
 
 
 def with_intruder(act: Callable[[], object], intrude: Callable[[], object], moment: int) -> bool:
-    """Do `act`, and `intrude` at that of the moments in `places.py` at which it can; tell whether there was one."""
+    """Do `act`, and `intrude` at that of the moments at which the collector can come; tell whether there was one.
+
+    They are those in `places.py`, and in what it calls of `threading` that is not written in C.
+    """
     moments = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal moments
-        if frame.f_code.co_filename != places.__file__:
+        if frame.f_code.co_filename not in {places.__file__, threading.__file__}:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode" and not before.get(frame, "CALL").startswith(UNDISTURBED):
@@ -431,18 +471,19 @@ def with_intruder(act: Callable[[], object], intrude: Callable[[], object], mome
 
 
 class Books:
-    """Two who are in and three in line, in the room of four; what happens to them is noted."""
+    """Two who are in, and some in line, in the room of two; what happens to them is noted."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: int) -> None:
         self.places = Places(2, 4)
         self.inside = 0
         self.woken: list[int] = []
         self.waiters = [_Waiter(lambda number=number: self.woken.append(number)) for number in range(4)]  # type: ignore[misc]
+        self.came: set[int] = set()
         self.left: set[int] = set()
         self.take()
         self.take()
-        for waiter in self.waiters[:3]:
-            assert self.places._enter(waiter)
+        for number in range(waiting):
+            self.come(number)
 
     def take(self) -> None:
         taken = self.places.take()
@@ -455,8 +496,9 @@ class Books:
     def grow(self) -> None:
         self.places.move(4)
 
-    def come(self) -> None:
-        assert self.places._enter(self.waiters[3])
+    def come(self, number: int = 3) -> None:
+        self.came.add(number)
+        assert self.places._enter(self.waiters[number])
 
     def leave(self, number: int) -> None:
         self.left.add(number)
@@ -475,17 +517,19 @@ class Books:
         assert self.places.taken == self.inside + len(served)
         assert self.places.taken <= self.places.limit
         assert self.places.taken == self.places.limit or not self.places.waiting
-        there = set(range(4 if self.waiters[3].served or self.waiters[3] in self.places._line else 3))
-        assert self.places.waiting == len(there - served - self.left)
+        assert self.places.waiting == len(self.came - served - self.left)
 
 
 STEPS = ("take", "end", "grow", "come", "leave_first", "leave_second")
 
 
+@pytest.mark.parametrize("waiting", [3, 0])
 @pytest.mark.parametrize(("step", "intruder"), [pair for pair in product(STEPS, repeat=2) if pair != ("come", "come")])
-def test_the_books_are_right_whatever_the_collector_ends_in_the_middle_of_a_step(step: str, intruder: str) -> None:
+def test_the_books_are_right_whatever_the_collector_ends_in_the_middle_of_a_step(
+    step: str, intruder: str, waiting: int
+) -> None:
     moment = 1
-    while with_intruder(getattr(books := Books(), step), getattr(books, intruder), moment):
+    while with_intruder(getattr(books := Books(waiting), step), getattr(books, intruder), moment):
         books.check()
         moment += 1
     assert moment > 3
@@ -503,15 +547,55 @@ def test_a_call_that_is_collected_while_its_thread_holds_the_lock_gives_its_plac
         assert bulkhead.in_flight == 0
 
 
+def test_a_thread_that_waits_is_woken_by_what_the_collector_ends_in_it() -> None:
+    moment, there = 0, True
+    while there:
+        bulkhead = Bulkhead(1, max_waiting=1, timeout=0.001)
+        call = begun(bulkhead)
+
+        def wait(bulkhead: Bulkhead = bulkhead) -> None:
+            with suppress(BulkheadFullError):  # the collector came too late, or not at all
+                bulkhead(lambda: None)()
+
+        moment += 1
+        there = with_intruder(wait, call.close, moment)
+        call.close()
+        assert (bulkhead.in_flight, bulkhead.waiting) == (0, 0)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_forked_inside_of_a_call_begins_with_all_places_free() -> None:
-    bulkhead = Bulkhead(1)
-    child = bulkhead(os.fork)()
+@pytest.mark.parametrize("make", [Bulkhead, lambda size, **options: AdaptiveLimit(initial=size, **options)])
+def test_a_child_forked_inside_of_a_call_begins_with_all_places_free(make: Callable[..., Bulkhead]) -> None:
+    bulkhead = make(1, max_waiting=1)
+    left = []
+
+    def fork() -> tuple[int, tuple[int, int]]:
+        left.extend(leave_behind(bulkhead))
+        return os.fork(), (bulkhead.in_flight, bulkhead.waiting)
+
+    child, found = bulkhead(fork)()
     if not child:
-        os._exit(0 if bulkhead.in_flight == 0 else 1)
+        os._exit(0 if (*found, bulkhead.in_flight) == (0, 0, 0) and bulkhead(lambda: 7)() == 7 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert found == (1, 1)
+    with suppress(RuntimeError):
+        left[0].close()
     assert bulkhead.in_flight == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_is_not_stuck_on_a_lock_that_was_held_at_the_fork() -> None:
+    limit = AdaptiveLimit()
+    with limit._lock, limit._places._lock:
+        child = os.fork()
+        if not child:
+            thread = threading.Thread(target=limit(lambda: None), daemon=True)
+            thread.start()
+            thread.join(10)
+            os._exit(int(thread.is_alive()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # --- what people read and write ---

@@ -15,6 +15,7 @@ from resilience import ConnectionPool
 from resilience.errors import BulkheadFullError, CallTimeoutError, ConfigurationError, PoolTimeoutError
 from resilience.events import BulkheadRejected, LimitChanged, capture
 from resilience.policies import AIMD, AdaptiveLimit, Gradient2, Timeout, Vegas
+from resilience.policies.adaptive import _Stretch
 from resilience.policies.limits import Algorithm, Sample
 from resilience.testing import VirtualClock, explore
 from resilience.testing.explorer import ExploredRun
@@ -38,6 +39,7 @@ def test_vegas_keeps_the_queue_short() -> None:
     assert second(0.010, 11) == 16
     assert second(0.050, 11) == 9
     assert second(0.014, 14) == 10
+    assert second(0.010, 5) == 16
     assert second(0.010, 4) == 10  # unused
     assert second(0.0125, 11) == 11  # a queue of two: one more
     vegas = Vegas().estimator()
@@ -95,6 +97,30 @@ def test_gradient_follows_a_drift_and_answers_a_queue() -> None:
     for _ in range(600):
         limit = gradient.next(limit, Sample(0.5, int(limit) + 1))
     assert limit > grown  # what lasts is how it is
+
+
+def test_gradient_falls_by_a_half_at_most_and_moves_by_a_fifth_of_that() -> None:
+    gradient = Gradient2().estimator()
+    for _ in range(50):
+        gradient.next(100, Sample(0.1, 10))
+    assert gradient.next(100, Sample(100.0, 49)) == 100
+    assert gradient.next(100, Sample(200.0, 50)) == pytest.approx(0.8 * 100 + 0.2 * (0.5 * 100 + 4))
+
+
+def test_gradient_forgets_soon_that_calls_were_slow() -> None:
+    gradient = Gradient2().estimator()
+    for _ in range(600):
+        gradient.next(100, Sample(10.0, 100))
+    for _ in range(60):
+        gradient.next(100, Sample(0.1, 100))
+    assert gradient.next(100, Sample(3.0, 100)) < 100  # a queue, not what was usual long ago
+
+
+def test_the_ninth_decile_stands_for_all() -> None:
+    stretch = _Stretch(1.0, 0.0)
+    for seconds in range(49, 0, -1):
+        assert stretch.add(seconds, 1, 1.0, dropped=False) is None
+    assert stretch.add(50, 1, 1.0, dropped=False) == Sample(45, 1)
 
 
 def adaptive(algorithm: Any, **options: Any) -> AdaptiveLimit:
@@ -301,6 +327,20 @@ async def test_rare_calls_move_it_too_after_a_long_stretch() -> None:
                 group.start_soon(limit(anyio.sleep), 1)
         await anyio.sleep(4)
     assert limit.limit == 3
+
+
+async def test_it_is_used_as_much_as_it_was_at_most() -> None:
+    limit = adaptive(AIMD(), initial=10)
+    await load(limit, 0.1, callers=5, rounds=10)
+    await limit(anyio.sleep)(1)  # ends the stretch, alone
+    assert limit.limit == 11
+
+
+def test_in_a_short_time_with_many_calls_the_first_will_do(clock: VirtualClock) -> None:
+    limit = AdaptiveLimit(clock=clock)
+    for _ in range(1_000):
+        limit(lambda: None)()
+    assert len(limit._stretch._seconds) == 500
 
 
 async def test_who_finds_no_place_is_refused_by_its_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -161,8 +162,52 @@ class Unlucky(random.Random):
         return 1.0
 
 
+class Fixed(random.Random):
+    """Draws the same number each time."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
+
+    def random(self) -> float:
+        return self.number
+
+
 def fail() -> None:
     raise ConnectionError
+
+
+def test_its_own_refusals_count_as_calls(clock: VirtualClock) -> None:
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Fixed(0.4999))
+    with pytest.raises(ConnectionError):
+        throttle(fail)()
+    with capture(ShedRejected) as told:
+        for _ in range(3):
+            with pytest.raises(RejectedError):
+                throttle(fail)()
+    assert [event.load for event in told] == [1 / 2, 2 / 3, 3 / 4]
+
+
+def test_a_draw_as_high_as_the_share_lets_in(clock: VirtualClock) -> None:
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Fixed(0.5))
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            throttle(fail)()
+
+
+def test_while_all_goes_well_the_clock_is_read_once_for_a_call() -> None:
+    reads = 0
+
+    def clock() -> float:
+        nonlocal reads
+        reads += 1
+        return 0.0
+
+    throttle = Throttle(clock=clock, minimum_calls=1)
+    reads = 0
+    for _ in range(10):
+        throttle(lambda: None)()
+    assert reads == 10
 
 
 def test_chance_is_asked_outside_of_the_lock(clock: VirtualClock) -> None:
@@ -246,6 +291,22 @@ def test_no_cancellation_is_counted() -> None:
 def test_a_throttle_refuses_bad_input(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Throttle(**options)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_in_the_middle_of_a_step_goes_on(clock: VirtualClock) -> None:
+    throttle = Throttle(clock=clock, minimum_calls=1, rng=Unlucky())
+    thread = threading.Thread(target=throttle(fail), daemon=True)
+    with throttle._lock:
+        throttle._busy = True
+        child = os.fork()
+        if not child:
+            threading.excepthook = lambda _: None
+            thread.start()
+            thread.join(10)
+            os._exit(0 if throttle._window.calls == 1 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # --- load ---
@@ -351,6 +412,8 @@ async def test_its_task_knows_nothing_of_who_entered_it() -> None:
 async def test_another_measure_of_load() -> None:
     load = 0.5
     shed = LoadShed(load=lambda: load, max_load=0.8)
+    assert shed(lambda: 7)() == 7
+    load = 0.8
     assert shed(lambda: 7)() == 7
     load = 0.81
     with capture(ShedRejected) as told, pytest.raises(RejectedError):
