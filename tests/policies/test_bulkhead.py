@@ -446,7 +446,9 @@ def with_intruder(act: Callable[[], object], intrude: Callable[[], object], mome
         nonlocal moments
         if frame.f_code.co_filename not in {places.__file__, threading.__file__}:
             return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "call":
+            frame.f_trace, frame.f_trace_lines = trace, False
+            frame.f_trace_opcodes = True  # after f_trace, or Python 3.13 forgets it
         if event == "opcode" and not before.get(frame, "CALL").startswith(UNDISTURBED):
             moments += 1
             if moments == moment:
@@ -456,6 +458,7 @@ def with_intruder(act: Callable[[], object], intrude: Callable[[], object], mome
 
     def do() -> None:
         tracing = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # or Python 3.12 tells of no instruction
         sys.settrace(trace)
         try:
             act()

@@ -297,12 +297,12 @@ def test_a_throttle_refuses_bad_input(options: dict[str, Any], message: str) -> 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_forked_in_the_middle_of_a_step_goes_on(clock: VirtualClock) -> None:
     throttle = Throttle(clock=clock, minimum_calls=1, rng=Unlucky())
-    thread = threading.Thread(target=throttle(fail), daemon=True)
     with throttle._lock:
         throttle._busy = True
         child = os.fork()
         if not child:
             threading.excepthook = lambda _: None
+            thread = threading.Thread(target=throttle(fail), daemon=True)
             thread.start()
             thread.join(10)
             os._exit(0 if throttle._window.calls == 1 else 1)
