@@ -130,9 +130,9 @@ class Places:
         gate = threading.Lock()
         gate.acquire()
         waiter = _Waiter(gate.release)
+        longest = min(threading.TIMEOUT_MAX if timeout is None else timeout, seconds_left(), threading.TIMEOUT_MAX)
         if not self._enter(waiter):
             return "full"
-        longest = min(threading.TIMEOUT_MAX if timeout is None else timeout, seconds_left(), threading.TIMEOUT_MAX)
         try:
             gate.acquire(timeout=max(0.0, longest))
         except BaseException:

@@ -241,6 +241,22 @@ def test_a_thread_whose_deadline_has_passed_does_not_wait(clock: VirtualClock) -
     call.close()
 
 
+def test_a_thread_whose_deadline_cannot_be_read_does_not_stay_in_line() -> None:
+    bulkhead, readings = Bulkhead(1, max_waiting=1), iter([0.0])
+    call = begun(bulkhead)
+
+    def clock() -> float:
+        for reading in readings:
+            return reading
+        raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 - its own
+        Deadline(1, clock=clock)(bulkhead(lambda: None))()
+    assert bulkhead.waiting == 0
+    call.close()
+    assert bulkhead.in_flight == 0
+
+
 @pytest.mark.parametrize("served", [False, True])
 def test_a_thread_that_is_interrupted_while_it_waits_leaves_the_line(
     monkeypatch: pytest.MonkeyPatch, served: bool
