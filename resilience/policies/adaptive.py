@@ -134,8 +134,7 @@ class AdaptiveLimit(Line):
                 except Exception as error:
                     self._note_error(site, began, error)
                     raise
-                if hasattr(type(result), "__await__"):
-                    refuse_awaitable(result, self.title)
+                refuse_awaitable(result, self.title)
                 self._note(site, began, dropped=False)
                 return result
             finally:

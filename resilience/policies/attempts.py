@@ -83,8 +83,7 @@ class Attempts:
             except Exception as error:  # noqa: BLE001 - as above
                 failed = Failed(error)
             else:
-                if hasattr(type(result), "__await__"):
-                    refuse_awaitable(result, "a retry")
+                refuse_awaitable(result, "a retry")
                 if not judges_results or not self._is_unwanted(result):
                     return result
                 failed = Failed(None, result)
@@ -165,8 +164,7 @@ class Attempts:
             result = self._function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - as above
             return Failed(error)
-        if hasattr(type(result), "__await__"):
-            refuse_awaitable(result, "a retry")
+        refuse_awaitable(result, "a retry")
         return Failed(None, result)
 
     def _course(self, began: float) -> Course:

@@ -131,8 +131,7 @@ class Bulkhead(Line):
                 result = function(*args, **kwargs)
             finally:
                 places.give_back()
-            if hasattr(type(result), "__await__"):
-                refuse_awaitable(result, self.title)
+            refuse_awaitable(result, self.title)
             return result
 
         return placed_sync

@@ -215,8 +215,7 @@ class Cache(Policy):
 
     def _call_sync(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = function(*args, **kwargs)
-        if hasattr(type(result), "__await__"):
-            refuse_awaitable(result, self.title)
+        refuse_awaitable(result, self.title)
         return result
 
     def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Key | None:

@@ -128,8 +128,7 @@ class Fallback(Policy):
                 instead = self._answer_sync(error)
                 self._tell(error, site)
                 return instead
-            if hasattr(type(result), "__await__"):
-                refuse_awaitable(result, self.title)
+            refuse_awaitable(result, self.title)
             if self._on_result is None or not self._is_unwanted(result, site):
                 return result
             discard(result)
@@ -142,8 +141,7 @@ class Fallback(Policy):
 
     def _answer_sync(self, error: Exception | None) -> Any:
         answer = self._answer(error)
-        if hasattr(type(answer), "__await__"):
-            refuse_awaitable(answer, self.title)
+        refuse_awaitable(answer, self.title)
         return answer
 
     def _is_covered(self, error: Exception, site: Site) -> bool:

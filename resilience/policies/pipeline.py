@@ -202,8 +202,7 @@ class Pipeline(Policy):
         token = current_call.set(call)
         try:
             result = chain(*args, **kwargs)
-            if hasattr(type(result), "__await__"):
-                refuse_awaitable(result, self.title)
+            refuse_awaitable(result, self.title)
         except Exception as error:  # noqa: BLE001 - that is what an outcome is for
             return self._failed(call, counter, error, began)
         finally:
@@ -336,8 +335,7 @@ class _Mount:
                 result = self.inner(*args, **kwargs)
             finally:
                 leave_call(token)
-            if hasattr(type(result), "__await__"):
-                refuse_awaitable(result, "a pipeline")
+            refuse_awaitable(result, "a pipeline")
             return result
 
         return piped

@@ -7,11 +7,15 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar, cast
 
 from resilience.checks import check_name, code_of, is_async, shown
 from resilience.errors import ConfigurationError
 from resilience.stack import ADMITTED, Admission, dressed, layers_of, policies_of, signature_of
+
+_plain: set[type] = set()
+"""Types of results that are no awaitables: to ask a type for what it has not takes longer than a policy."""
+_REMEMBERED: Final = 500  # of them; they live as long as the process
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -130,12 +134,16 @@ def check_wrappable(function: object, title: str) -> None:
 def refuse_awaitable(result: object, title: str) -> None:
     """Refuse that a plain function gives an awaitable: the work would be done where nobody looks.
 
-    Callers ask for `__await__` first: a call of this would cost as much as they do.
-
     Raises:
         ConfigurationError: says what to do instead.
     """
-    if hasattr(type(result), "__await__") and isinstance(result, Awaitable):
+    kind = type(result)
+    if kind in _plain:
+        return
+    if not hasattr(kind, "__await__"):
+        if len(_plain) < _REMEMBERED:
+            _plain.add(kind)
+    elif isinstance(result, Awaitable):
         if inspect.iscoroutine(result):
             result.close()
         raise ConfigurationError(

@@ -131,8 +131,7 @@ class LoadShed(Policy):
         def shed_sync(*args: Any, **kwargs: Any) -> Any:
             self._let_in(site)
             result = function(*args, **kwargs)
-            if hasattr(type(result), "__await__"):
-                refuse_awaitable(result, self.title)
+            refuse_awaitable(result, self.title)
             return result
 
         return shed_sync

@@ -114,8 +114,7 @@ class Throttle(Policy):
             except Exception as error:
                 self._note_error(error)
                 raise
-            if hasattr(type(result), "__await__"):
-                refuse_awaitable(result, self.title)
+            refuse_awaitable(result, self.title)
             self._count(SUCCEEDED, self._clock())
             return result
 

@@ -104,8 +104,7 @@ class Deadline(Policy):
                 result = function(*args, **kwargs)
             finally:
                 leave_deadline(token)
-            if hasattr(type(result), "__await__"):
-                refuse_awaitable(result, self.title)
+            refuse_awaitable(result, self.title)
             return result
 
         return bounded

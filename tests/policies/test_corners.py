@@ -29,6 +29,7 @@ from resilience.policies import (
     Retry,
     RetryBudget,
     Timeout,
+    policy,
 )
 from resilience.rate_limiter import rate_limit
 
@@ -501,3 +502,19 @@ async def test_an_error_of_the_callee_is_in_the_outcome_whatever_its_type() -> N
     for outcome in (pipeline.call_outcome(misconfigured), await pipeline.call_outcome(misconfigured_later)):
         assert isinstance(outcome.error, ConfigurationError)
         assert not isinstance(outcome.error, CallTimeoutError)
+
+
+# --- what plain functions give ---
+
+
+def test_of_types_that_are_no_awaitables_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered: set[type] = set()
+    monkeypatch.setattr(policy, "_plain", remembered)
+    made = [type(f"Made{number}", (), {}) for number in range(600)]
+    for _ in range(2):
+        for kind in made:
+            assert type(Bulkhead(1).call(kind.__call__)) is kind
+    assert len(remembered) == 500
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="a bulkhead got an awaitable from a plain function"):
+            _ = Bulkhead(1).call(lambda: anyio.sleep(1))
