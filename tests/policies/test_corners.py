@@ -31,6 +31,7 @@ from resilience.policies import (
     Timeout,
     policy,
 )
+from resilience.policies.marks import Mark
 from resilience.rate_limiter import rate_limit
 
 pytestmark = pytest.mark.anyio
@@ -128,6 +129,48 @@ async def test_computations_that_ask_for_each_other_all_end() -> None:
                 group.start_soon(load, node, 2)
     with anyio.fail_after(1):
         assert (await load("a", 2))[0] == "a"
+
+
+def test_who_waits_for_whom_is_known_through_others_and_forgotten_afterwards() -> None:
+    a, b, c = Mark(), Mark(), Mark()
+    assert c.await_by((a, b))  # b was begun by a, and waits for c: so both do
+    for mark in (a, b):
+        assert not mark.await_by((c,))
+    assert c.awaited == []
+    c.leave((a, b))
+    assert (a.awaited, b.awaited) == ([], [])
+    assert b.await_by((c,))
+
+
+async def test_keys_that_cannot_be_compared_any_more_cost_nobody_a_result() -> None:
+    class Moody(Quarrelsome):
+        calm = True
+
+        def __eq__(self, other: object) -> bool:
+            return False if self.calm else super().__eq__(other)
+
+        __hash__ = Quarrelsome.__hash__
+
+    cache = Cache(60, max_size=5)
+
+    @cache
+    async def fetch(key: Moody, seconds: float) -> Moody:
+        await anyio.sleep(seconds)
+        return key
+
+    second = Moody()
+    got: list[int] = []
+
+    async def take() -> None:
+        got.append(id(await fetch(second, 1.0)))
+
+    await fetch(Moody(), 1.0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(take)
+        group.start_soon(take)
+        await anyio.sleep(0.5)
+        Moody.calm = False
+    assert got == [id(second)] * 2
 
 
 def test_threads_that_ask_for_each_other_all_end() -> None:
@@ -372,6 +415,8 @@ def test_whatever_a_policy_raises_a_reload_that_fails_is_told() -> None:
 def test_what_is_refused_in_a_row_is_refused_through_pipelines_and_decorators() -> None:
     breaker = CircuitBreaker("x")
     answered = Pipeline(Fallback(0))(fail)
+    with pytest.raises(ConfigurationError, match="the cache would keep the fallback's answer"):
+        Pipeline(Cache(1.0, max_size=1), Fallback(0, on=lambda _: True))
     for wrap in (Retry(), Pipeline(Retry()), breaker, Cache(1.0, max_size=1), Pipeline(Cache(1.0, max_size=1))):
         with pytest.raises(ConfigurationError, match=r"must not be around <Fallback to int>"):
             wrap(answered)
